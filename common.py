@@ -1,0 +1,60 @@
+"""What every script shares: how bad input ends, and how a file is written whole or not at all.
+
+    if __name__ == "__main__":
+        run(main)
+"""
+import argparse
+import os
+import sys
+
+
+class InputError(Exception):
+    """Something the user gave is wrong. The message is one line that says what, and what is near it."""
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse without abbreviations and without the usage dump: a wrong option is one line."""
+
+    def __init__(self, **kwargs):
+        super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs)
+
+    def error(self, message):
+        raise InputError(f"{message} (--help shows the options)")
+
+
+def whole_number(text):
+    """An argparse type: a positive whole number, also written 10e6. Raises ValueError."""
+    if not (value := float(text)) >= 1 or value != int(value):
+        raise ValueError
+    return int(value)
+
+
+def run(main):
+    """Call `main()`. Bad input ends in one line on standard error and exit status 2, Ctrl-C in 130; a bug keeps its traceback."""
+    try:
+        status = main()
+    except (InputError, OSError) as error:
+        if isinstance(error, BrokenPipeError):  # `| head` closed our standard output
+            os._exit(1)
+        if os.environ.get("RANK", "0") == "0":  # under torchrun one rank speaks for all
+            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+    sys.exit(status)
+
+
+def write_atomic(path, write):
+    """Write a file whole or not at all: `write(file)` fills a temporary neighbour, which is flushed to the disk and renamed."""
+    temporary = f"{path}.tmp"
+    try:
+        with open(temporary, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        if os.path.exists(temporary):
+            os.remove(temporary)
+        raise
