@@ -1,0 +1,6 @@
+# Control: also as fast as kron's input. Adam moves a table's vector by lr per coordinate, kron's by at least sqrt(D) lr; D = 4,096.
+code = "learned"
+lift = "none"
+tie = False
+embed_std = 1.0
+embed_lr_mult = 64.0

@@ -1,0 +1,14 @@
+# A size that two CPU cores train in minutes: d = 192 = 16 * 12, so that 12-bit codes tile evenly.
+dataset = "docstrings"
+n_layer = 4
+n_head = 6
+n_embd = 192
+block_size = 256
+batch_size = 16
+gradient_accumulation_steps = 1
+max_steps = 600
+learning_rate = 1e-3
+min_lr = 1e-4
+warmup_steps = 60
+eval_interval = 50
+eval_tokens = 65_536

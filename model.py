@@ -1,0 +1,296 @@
+"""A GPT whose only knob of interest is the input embedding.
+
+    from model import GPT, GPTConfig, load_model
+    model = GPT(GPTConfig(vocab_size=50257, code="kron", lift="linear", tie=False), token_bytes)
+    logits, loss = model(ids, targets)
+    model, tokenizer, checkpoint = load_model("out/tiny-kron-s1")
+
+Architecture and parameter names are nanoGPT's: a nanoGPT state dict of the same shape loads into a `learned` model with strict=True.
+"""
+import hashlib
+import math
+import os
+from dataclasses import dataclass, fields
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+import tokenizer as tokenizers
+from codes import LIFTS, make_embedding
+from common import InputError
+
+
+@dataclass
+class GPTConfig:
+    """Everything that decides the model. The defaults are GPT-2's 124M shape."""
+    vocab_size: int = 50257
+    block_size: int = 1024
+    n_layer: int = 12
+    n_head: int = 12
+    n_embd: int = 768
+    dropout: float = 0.0
+    bias: bool = False
+    positions: str = "learned"        # learned or rotary
+    code: str = "learned"             # learned, binary, affine, kron or random
+    lift: str = "none"                # none (learned), tile or linear (binary, affine), linear (kron, random)
+    code_form: str = "on_the_fly"     # on_the_fly or table: the same vectors
+    pos_dim: int = 16                 # P: how many bytes of a token kron and random see
+    tie: bool = True                  # the head is the input table (learned only)
+    embed_std: float = 0.02           # of the learned table's initial values
+    seed: int = 1337
+
+    @property
+    def padded_size(self):
+        """The vocabulary rounded up to a multiple of 64, which matrix units like: 50,257 becomes 50,304."""
+        return -(-self.vocab_size // 64) * 64
+
+    def check(self):
+        """ValueError, in one line, if no model can be built from this."""
+        for key in ("vocab_size", "block_size", "n_layer", "n_head", "n_embd", "pos_dim"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"{key}={getattr(self, key)}: must be at least 1")
+        for key, known in (("code", tuple(LIFTS)), ("positions", ("learned", "rotary")), ("code_form", ("on_the_fly", "table"))):
+            if getattr(self, key) not in known:
+                raise ValueError(f"{key}='{getattr(self, key)}': must be one of {', '.join(known)}")
+        if self.lift not in LIFTS[self.code]:
+            raise ValueError(f"lift='{self.lift}': code '{self.code}' takes {' or '.join(LIFTS[self.code])}")
+        if self.tie and self.code != "learned":
+            raise ValueError(f"tie=True: code '{self.code}' has no table that the head could share; set tie=False")
+        if self.n_embd % self.n_head:
+            raise ValueError(f"n_embd={self.n_embd} is not divisible by n_head={self.n_head}")
+        if self.positions == "rotary" and self.n_embd // self.n_head % 2:
+            raise ValueError(f"positions='rotary' needs an even head width, n_embd / n_head = {self.n_embd // self.n_head}")
+        if self.pos_dim > 255:
+            raise ValueError(f"pos_dim={self.pos_dim}: at most 255, lengths are stored in a byte")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout={self.dropout}: must be in [0, 1)")
+
+
+class KVCache:
+    """Keys and values of the positions seen so far, for every layer; filled by one prompt, then one token at a time."""
+
+    def __init__(self, config, batch_size, device, dtype):
+        shape = (config.n_layer, batch_size, config.n_head, config.block_size, config.n_embd // config.n_head)
+        self.k, self.v = torch.empty(shape, device=device, dtype=dtype), torch.empty(shape, device=device, dtype=dtype)
+        self.length = 0  # positions filled; advanced by the model once all layers have written
+
+    def update(self, layer, k, v):
+        """Store k, v (B, n_head, T, head width) after what is there; returns all of it so far."""
+        end = self.length + k.size(2)
+        self.k[layer, :, :, self.length:end], self.v[layer, :, :, self.length:end] = k, v
+        return self.k[layer, :, :, :end], self.v[layer, :, :, :end]
+
+
+def rotate(x, cos, sin):
+    """Rotary positions: turn each pair (x_i, x_{i + half}) by its position's angle. x (B, H, T, w), cos and sin (T, w/2)."""
+    a, b = x.float().chunk(2, dim=-1)
+    return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).type_as(x)
+
+
+class CausalSelfAttention(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)
+        self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
+        self.resid_dropout = nn.Dropout(config.dropout)
+        self.n_head, self.dropout = config.n_head, config.dropout
+
+    def forward(self, x, rotary=None, cache=None, layer=None):
+        B, T, d = x.shape
+        q, k, v = (y.view(B, T, self.n_head, d // self.n_head).transpose(1, 2) for y in self.c_attn(x).split(d, dim=2))  # (B, H, T, w)
+        if rotary is not None:
+            q, k = rotate(q, *rotary), rotate(k, *rotary)
+        if cache is not None:
+            k, v = cache.update(layer, k, v)
+        # a prompt attends causally; a single token after it attends to all that is cached
+        y = F.scaled_dot_product_attention(q, k, v, dropout_p=self.dropout if self.training else 0.0, is_causal=T > 1)
+        return self.resid_dropout(self.c_proj(y.transpose(1, 2).reshape(B, T, d)))
+
+
+class MLP(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd, bias=config.bias)
+        self.gelu = nn.GELU()
+        self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd, bias=config.bias)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x):
+        return self.dropout(self.c_proj(self.gelu(self.c_fc(x))))
+
+
+class Block(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(config.n_embd, bias=config.bias)
+        self.attn = CausalSelfAttention(config)
+        self.ln_2 = nn.LayerNorm(config.n_embd, bias=config.bias)
+        self.mlp = MLP(config)
+
+    def forward(self, x, rotary=None, cache=None, layer=None):
+        x = x + self.attn(self.ln_1(x), rotary, cache, layer)
+        return x + self.mlp(self.ln_2(x))
+
+
+class GPT(nn.Module):
+    """ids (B, T), T <= block_size -> logits (B, T, padded vocabulary) and the mean cross-entropy in nats.
+
+    token_bytes: the bytes of every id (`tokenizer.token_bytes`), needed by kron and random. ValueError if the config allows no model.
+    """
+
+    def __init__(self, config, token_bytes=None):
+        super().__init__()
+        config.check()
+        self.config = config
+        self.transformer = nn.ModuleDict(dict(
+            wte=make_embedding(config.code, config.lift, config.vocab_size, config.padded_size, config.n_embd,
+                               form=config.code_form, pos_dim=config.pos_dim, token_bytes=token_bytes, seed=config.seed),
+            drop=nn.Dropout(config.dropout),
+            h=nn.ModuleList(Block(config) for _ in range(config.n_layer)),
+            ln_f=nn.LayerNorm(config.n_embd, bias=config.bias)))
+        if config.positions == "learned":
+            self.transformer["wpe"] = nn.Embedding(config.block_size, config.n_embd)
+        else:
+            half = config.n_embd // config.n_head // 2
+            angle = torch.arange(config.block_size).unsqueeze(1) * 10000.0 ** (-torch.arange(half) / half)  # (T, w/2)
+            self.register_buffer("cos", angle.cos(), persistent=False)
+            self.register_buffer("sin", angle.sin(), persistent=False)
+        self.lm_head = nn.Linear(config.n_embd, config.padded_size, bias=False)
+        if config.tie:
+            self.transformer.wte.weight = self.lm_head.weight
+        self.init_weights()
+
+    @torch.no_grad()
+    def init_weights(self):
+        """nanoGPT's initial distributions, each value a pure function of (seed, parameter name, shape): all arms share one body."""
+        for name, p in self.named_parameters():
+            if p.dim() == 1:
+                p.fill_(0.0 if name.endswith("bias") else 1.0)
+                continue
+            std = 0.02
+            if name == "transformer.wte.weight":
+                std = getattr(self.transformer.wte, "init_std", self.config.embed_std)
+            elif name.endswith("c_proj.weight"):
+                std = 0.02 / math.sqrt(2 * self.config.n_layer)  # the residual stream sums 2 * n_layer of these
+            key = hashlib.sha256(f"{self.config.seed} {name} {tuple(p.shape)}".encode()).digest()
+            p.normal_(0.0, std, generator=torch.Generator().manual_seed(int.from_bytes(key[:8], "little", signed=True)))
+
+    def hidden(self, ids, cache=None):
+        """ids (B, T) -> the final hidden states after the last norm, (B, T, d). With a cache, ids follow what it holds."""
+        start = cache.length if cache is not None else 0
+        end = start + ids.size(1)
+        assert end <= self.config.block_size, f"{end} positions, but block_size is {self.config.block_size}"
+        assert start == 0 or ids.size(1) == 1, "after the prompt, a cache takes one token at a time"
+        x = self.transformer.wte(ids)  # (B, T, d)
+        rotary = None
+        if self.config.positions == "learned":
+            x = x + self.transformer.wpe.weight[start:end]
+        else:
+            rotary = self.cos[start:end], self.sin[start:end]
+        x = self.transformer.drop(x)
+        for i, block in enumerate(self.transformer.h):
+            x = block(x, rotary, cache, i)
+        if cache is not None:
+            cache.length = end
+        return self.transformer.ln_f(x)
+
+    def forward(self, ids, targets=None):
+        logits = self.lm_head(self.hidden(ids))  # (B, T, V)
+        if targets is None:
+            return logits, None
+        return logits, F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
+
+    @torch.no_grad()
+    def generate(self, ids, max_new_tokens, temperature=1.0, top_k=None, top_p=None, generator=None, use_cache=True):
+        """Continue ids (B, T), 1 <= T <= block_size. Yields the next ids (B,), `max_new_tokens` times. temperature 0 is greedy.
+
+        Past block_size the window slides: the older half of the context is dropped and the rest is read anew, so that a token costs
+        the same on average however long the text. The text does not depend on `use_cache`, only its cost does.
+        """
+        cache = None
+        for _ in range(max_new_tokens):
+            if ids.size(1) > self.config.block_size:
+                ids, cache = ids[:, -max(1, self.config.block_size // 2):], None
+            if cache is not None:
+                x = self.hidden(ids[:, -1:], cache)
+            else:
+                if use_cache:
+                    cache = KVCache(self.config, len(ids), ids.device, self.lm_head.weight.dtype)
+                x = self.hidden(ids, cache)
+            next_ids = choose(self.lm_head(x[:, -1])[:, :self.config.vocab_size].float(), temperature, top_k, top_p, generator)
+            ids = torch.cat((ids, next_ids.unsqueeze(1)), dim=1)
+            yield next_ids
+
+    def num_params(self):
+        """Trained parameters: {"input", "body", "head", "total"}. A tied table counts as input; a position table as body."""
+        total = sum(p.numel() for p in self.parameters())
+        count = {"input": sum(p.numel() for p in self.transformer.wte.parameters()),
+                 "head": 0 if self.config.tie else self.lm_head.weight.numel()}
+        return {"input": count["input"], "body": total - sum(count.values()), "head": count["head"], "total": total}
+
+    def flops_per_token(self):
+        """Floating-point operations of forward and backward: 6 per weight that multiplies, plus attention (PaLM, appendix B)."""
+        c = self.config
+        weights = sum(p.numel() for p in self.transformer.h.parameters()) + self.lm_head.weight.numel()
+        return 6 * weights + 12 * c.n_layer * c.n_embd * c.block_size
+
+    @torch.no_grad()
+    def input_norm(self):
+        """Mean norm of the table's rows, or of the rows of the projection as d x D; None where the input has no weights."""
+        weight = getattr(self.transformer.wte, "weight", None)
+        if weight is None:
+            return None
+        if self.config.code == "learned":
+            return weight[:self.config.vocab_size].norm(dim=1).mean().item()
+        return weight.norm(dim=0).mean().item()
+
+
+def choose(logits, temperature, top_k, top_p, generator):
+    """Sample ids (B,) from logits (B, V): greedy at temperature 0, else among the top_k, else within the top_p of the probability."""
+    if temperature == 0:
+        return logits.argmax(-1)
+    logits = logits / temperature
+    if top_k is not None:
+        logits = logits.masked_fill(logits < logits.topk(min(top_k, logits.size(-1))).values[:, -1:], -math.inf)
+    probs = logits.softmax(-1)
+    if top_p is not None:
+        ordered, order = probs.sort(-1, descending=True)
+        ordered[ordered.cumsum(-1) - ordered >= top_p] = 0.0  # keeps the id that crosses top_p
+        probs = torch.zeros_like(probs).scatter(-1, order, ordered)
+    return torch.multinomial(probs, 1, generator=generator).squeeze(1)
+
+
+def load_checkpoint(run):
+    """Read a run's checkpoint: out/RUN, or the file itself. Weights and plain values only; nothing in it is executed.
+
+    Returns the dict that train.py wrote. InputError if there is none or if it is not one.
+    """
+    path = os.path.join(run, "ckpt.pt") if os.path.isdir(run) else run
+    if not os.path.isfile(path):
+        raise InputError(f"{run}: no checkpoint there (train.py writes one to out/RUN/ckpt.pt)")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # the reader raises whatever the damage leads to
+        raise InputError(f"{path}: not a checkpoint of this project ({type(error).__name__})") from None
+    if not isinstance(checkpoint, dict) or not {"model", "config", "tokenizer", "step"} <= checkpoint.keys():
+        raise InputError(f"{path}: not a checkpoint of this project")
+    return checkpoint
+
+
+def build_model(config, tok):
+    """A fresh GPT for a run's config (a dict that may hold more keys than the model's) and its tokenizer. ValueError if impossible."""
+    keys = {f.name for f in fields(GPTConfig)} & config.keys()
+    return GPT(GPTConfig(**{k: config[k] for k in keys} | {"vocab_size": tok.vocab_size}), tokenizers.token_bytes(tok))
+
+
+def load_model(run, device="cpu"):
+    """A trained run, ready to use: (model in eval mode, tokenizer, checkpoint dict). InputError as `load_checkpoint`."""
+    checkpoint = load_checkpoint(run)
+    try:
+        tok = tokenizers.from_state(checkpoint["tokenizer"])
+        model = build_model(checkpoint["config"], tok)
+        model.load_state_dict(checkpoint["model"])
+    except (ValueError, TypeError, RuntimeError, AttributeError) as error:
+        raise InputError(f"{run}: the checkpoint does not hold together ({error})") from None
+    return model.eval().to(device), tok, checkpoint
