@@ -265,7 +265,7 @@ def validate(model, data, config, rank, world, device, autocast):
         x, y = to_device(np.pad(rows, ((0, config.batch_size - len(rows)), (0, 0))), device)  # one shape, compiled once
         y[len(rows):] = -100  # which the loss ignores
         with autocast:
-            loss = model(x, y)[1]
+            loss = model(x, y)
         tokens = len(rows) * config.block_size
         sums += torch.tensor([loss.double().item() * tokens, tokens, width[rows[:, 1:]].sum()], dtype=torch.float64)
     model.train()
@@ -480,7 +480,7 @@ def main():
             crc += sum(zlib.crc32(row) for row in ids)  # a sum: the same however the rows are dealt to ranks
             x, y = to_device(ids, device)
             with autocast:
-                loss = forward(x, y)[1] * (micro / sequences)  # so that the ranks' gradients add up to that of the whole batch
+                loss = forward(x, y) * (micro / sequences)  # so that the ranks' gradients add up to that of the whole batch
             loss.backward()
             mean_loss += loss.detach()
         if world > 1:
