@@ -143,7 +143,7 @@ def kron_levels(pos_dim):
 
 
 class KroneckerEmbedding(nn.Module):
-    """e(t) = z(bytes(t)) W. Holds V*(P+1) bytes of buffer and W (D x d). ids (...) -> (..., d).
+    """e(t) = z(bytes(t)) W. Holds V*(P+1) bytes of buffer and W (D x d). ids (...) -> (..., d). See `set_bytes` for free slots.
 
     Because z takes two values, the dense code never has to exist: with row(i) = byte_i * P + i,
         e(t) = scale[L] * sum_i W[row(i)] + shift[L] * sum_j W[j],
@@ -233,7 +233,8 @@ def make_embedding(code, lift, vocab_size, padded_size, width, *, form="on_the_f
     """The input embedding of an arm: a module, ids (...) -> (..., width).
 
     code, lift: a pair that `LIFTS` allows (else ValueError); form: on_the_fly or table; vocab_size: ids that text can have, which sets
-    K; padded_size: ids that the module accepts; token_bytes: for kron and random, from `tokenizer.token_bytes`.
+    K; padded_size: ids that the module accepts (kron has the free slot `vocab_size` in any case); token_bytes: for kron and random,
+    from `tokenizer.token_bytes`.
     """
     if lift not in LIFTS.get(code, ()):
         raise ValueError(f"code '{code}' with lift '{lift}': the pairs are {', '.join(f'{c} {l}' for c in LIFTS for l in LIFTS[c])}")
@@ -244,5 +245,5 @@ def make_embedding(code, lift, vocab_size, padded_size, width, *, form="on_the_f
     if code == "affine":
         return AffineEmbedding(padded_size, code_bits(vocab_size), width, lift, form, seed)
     if code == "kron":
-        return KroneckerEmbedding(padded_size, width, token_bytes, pos_dim, form)
+        return KroneckerEmbedding(max(padded_size, vocab_size + 1), width, token_bytes, pos_dim, form)
     return RandomEmbedding(padded_size, width, token_bytes, pos_dim, form, seed=seed)

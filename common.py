@@ -4,8 +4,12 @@
         run(main)
 """
 import argparse
+import json
 import os
 import sys
+
+# The config keys that make an arm. Runs that are compared may differ in these, in the seed and in the run's name.
+ARM_KEYS = ("code", "lift", "tie", "pos_dim", "embed_std", "embed_lr_mult", "code_form")
 
 
 class InputError(Exception):
@@ -58,3 +62,19 @@ def write_atomic(path, write):
         if os.path.exists(temporary):
             os.remove(temporary)
         raise
+
+
+def read_log(path):
+    """log.jsonl -> (its records, how many lines were dropped): a kill can leave half a line. A record is a dict with a step, or the header."""
+    records, dropped = [], 0
+    with open(path, "rb") as file:
+        for line in file:
+            try:
+                record = json.loads(line)
+            except ValueError:
+                record = None
+            if isinstance(record, dict) and isinstance(record.get("step", 0), int):
+                records.append(record)
+            else:
+                dropped += 1
+    return records, dropped

@@ -33,11 +33,10 @@ import torch
 import torch.distributed as dist
 
 import tokenizer as tokenizers
-from common import InputError, run, write_atomic
+from common import ARM_KEYS, InputError, read_log, run, write_atomic
 from model import build_model, load_checkpoint
 
 HERE = Path(__file__).resolve().parent
-ARM_KEYS = ("code", "lift", "tie", "pos_dim", "embed_std", "embed_lr_mult", "code_form")  # what an arm's config file may set
 PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "RTX 4090": 165e12}  # dense bf16, vendor's figures
 
 
@@ -319,19 +318,6 @@ def describe_machine(device, world):
             "date": datetime.now(timezone.utc).isoformat(timespec="seconds")}
 
 
-def read_log(path, up_to):
-    """The records of a log.jsonl up to a step. A run that was killed may have logged steps that its checkpoint does not have."""
-    records = []
-    for line in open(path, "rb") if os.path.exists(path) else ():
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue  # half a line, from a kill
-        if isinstance(record, dict) and record.get("step", 0) <= up_to:
-            records.append(record)
-    return records
-
-
 def plot(records, title, path):
     """loss.png: training loss and validation loss against steps."""
     import matplotlib
@@ -403,7 +389,8 @@ def main():
     if checkpoint is not None:
         model.load_state_dict(checkpoint["model"])
         optimizer.load_state_dict(checkpoint["optimizer"])
-        step, records = checkpoint["step"], read_log(out / "log.jsonl", checkpoint["step"])
+        step = checkpoint["step"]
+        records = [r for r in read_log(out / "log.jsonl")[0] if r.get("step", 0) <= step]  # a killed run may have logged beyond it
     checkpoint = None
     forward = torch.compile(model) if config.compile == "True" else model
     autocast = torch.autocast(device.type, torch.bfloat16) if config.dtype == "bfloat16" else nullcontext()
