@@ -40,7 +40,7 @@ def run(main):
     except (InputError, OSError) as error:
         if isinstance(error, BrokenPipeError):  # `| head` closed our standard output
             os._exit(1)
-        if os.environ.get("RANK", "0") == "0":  # under torchrun one rank speaks for all
+        if os.environ.get("LOCAL_RANK", "0") == "0":  # under torchrun one rank of each machine speaks
             print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
@@ -58,6 +58,9 @@ def write_atomic(path, write):
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+        folder = os.open(os.path.dirname(path) or ".", os.O_RDONLY)
+        os.fsync(folder)  # the rename itself
+        os.close(folder)
     except BaseException:
         if os.path.exists(temporary):
             os.remove(temporary)

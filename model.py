@@ -10,6 +10,7 @@ Architecture and parameter names are nanoGPT's: a nanoGPT state dict of the same
 import hashlib
 import math
 import os
+import pickle
 from dataclasses import dataclass, fields
 
 import torch
@@ -18,7 +19,7 @@ import torch.nn.functional as F
 
 import tokenizer as tokenizers
 from codes import LIFTS, make_embedding
-from common import InputError
+from common import InputError, write_atomic
 
 
 @dataclass
@@ -265,20 +266,56 @@ def choose(logits, temperature, top_k, top_p, generator):
     return torch.multinomial(probs, 1, generator=generator).squeeze(1)
 
 
+def fingerprint(state):
+    """SHA-256 of nested dicts and lists of tensors and plain values: what a checkpoint is checked by when it is read."""
+    digest = hashlib.sha256()
+
+    def add(x):
+        if isinstance(x, dict):
+            for key in sorted(x, key=repr):
+                add(key)
+                add(x[key])
+        elif isinstance(x, (list, tuple)):
+            for item in x:
+                add(item)
+        elif isinstance(x, torch.Tensor):
+            digest.update(f"{x.dtype} {tuple(x.shape)}".encode())
+            digest.update(x.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        else:
+            digest.update(repr(x).encode())
+        digest.update(b";")
+    add(state)
+    return digest.hexdigest()
+
+
+def save_checkpoint(path, state):
+    """Write a checkpoint, a dict of tensors and plain values, whole or not at all. OSError if the disk does not take it."""
+    def write(file):
+        try:
+            torch.save(state | {"sha256": fingerprint(state)}, file)
+        except RuntimeError as error:  # torch's way of saying that a write failed
+            raise OSError(f"{path} cannot be written ({getattr(error.__context__, 'strerror', None) or error}); the checkpoint before it is kept") from None
+    write_atomic(path, write)
+
+
 def load_checkpoint(run):
     """Read a run's checkpoint: out/RUN, or the file itself. Weights and plain values only; nothing in it is executed.
 
-    Returns the dict that train.py wrote. InputError if there is none or if it is not one.
+    Returns the dict that `save_checkpoint` was given. InputError if there is none, or if a single bit of it has changed.
     """
     path = os.path.join(run, "ckpt.pt") if os.path.isdir(run) else run
     if not os.path.isfile(path):
         raise InputError(f"{run}: no checkpoint there (train.py writes one to out/RUN/ckpt.pt)")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        intact = checkpoint.pop("sha256") == fingerprint(checkpoint)
+    except pickle.UnpicklingError as error:
+        unsafe = "it would run code when loaded, it is unsafe and was not loaded" if "Unsupported" in str(error) else "damaged"
+        raise InputError(f"{path}: not a checkpoint of this project ({unsafe})") from None
     except Exception as error:  # the reader raises whatever the damage leads to
-        raise InputError(f"{path}: not a checkpoint of this project ({type(error).__name__})") from None
-    if not isinstance(checkpoint, dict) or not {"model", "config", "tokenizer", "step"} <= checkpoint.keys():
-        raise InputError(f"{path}: not a checkpoint of this project")
+        raise InputError(f"{path}: not a checkpoint of this project, or damaged ({type(error).__name__})") from None
+    if not intact:
+        raise InputError(f"{path} is damaged: its content does not have the hash it was saved with")
     return checkpoint
 
 
@@ -295,6 +332,6 @@ def load_model(run, device="cpu"):
         tok = tokenizers.from_state(checkpoint["tokenizer"])
         model = build_model(checkpoint["config"], tok)
         model.load_state_dict(checkpoint["model"])
-    except (ValueError, TypeError, RuntimeError, AttributeError) as error:
+    except (KeyError, ValueError, TypeError, RuntimeError, AttributeError) as error:
         raise InputError(f"{run}: the checkpoint does not hold together ({error})") from None
     return model.eval().to(device), tok, checkpoint

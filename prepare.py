@@ -259,6 +259,7 @@ def prepare(args, source):
                 "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
                 "versions": {"python": platform.python_version()} | {p: version(p) for p in ("numpy", "tiktoken", "rustbpe", "datasets")},
                 "tokenizer": tok.state}
+            meta["checksum"] = hashlib.sha256(json.dumps(meta).encode()).hexdigest()
             (folder / "meta.json").write_text(json.dumps(meta, indent=1) + "\n")
             os.remove(folder / "lock")
             replaced = Path(f"{final}.replaced")

@@ -2,6 +2,7 @@
 
     python sample.py                                                         # typo echo: the newest kron and bpe runs side by side
     python sample.py out/tiny-kron-s1 --prompt="Return the lenght of" --max_new_tokens=60 --temperature=0.8 --top_k=50
+    python sample.py out/tiny-kron-s1 out/tiny-bpe_tied-s1                   # typo echo of these two
     python sample.py out/tiny-kron-s1 out/tiny-bpe_tied-s1 --prompt=-        # the prompt from standard input, two arms side by side
     python sample.py out/tiny-kron-s1 --prompt="The frobnicator is" --oov=frobnicator      # the word's bytes in one slot (kron)
 
@@ -76,12 +77,8 @@ def newest(code):
     return None
 
 
-def typo_echo(how, seed):
-    """The demo: misspelled prompts to the newest kron and bpe runs, the misspelling highlighted where it comes back."""
-    runs = [newest("kron"), newest("learned")]
-    if None in runs:
-        raise InputError("no trained kron and bpe runs under out/; python train.py configs/tiny.py configs/kron.py makes one, or name a run")
-    models = [(r.name, *load_model(r)[:2]) for r in runs]
+def typo_echo(models, seed, how):
+    """The demo: clean and misspelled prompts to several models, the misspelling highlighted where it comes back."""
     for prompts in TYPO_PROMPTS:
         word = prompts[2]
         for prompt in prompts[:2]:
@@ -102,7 +99,7 @@ def main():
     parser.add_argument("runs", nargs="*", help="folders that train.py made, or checkpoint files")
     parser.add_argument("--prompt", default="", help="- reads standard input")
     parser.add_argument("--oov", help="a word of the prompt that becomes one slot with its bytes")
-    parser.add_argument("--max_new_tokens", type=whole_number)
+    parser.add_argument("--max_new_tokens", type=whole_number, default=60)
     parser.add_argument("--temperature", type=float, default=0.7, help="0 is greedy")
     parser.add_argument("--top_k", type=whole_number)
     parser.add_argument("--top_p", type=positive, default=0.9)
@@ -112,13 +109,13 @@ def main():
     args = parser.parse_args()
     if not 0 <= args.temperature < float("inf"):
         raise InputError(f"--temperature={args.temperature}: must be 0 or more")
-    how = dict(temperature=args.temperature, top_k=args.top_k, top_p=args.top_p)
-    if not args.runs:
-        if args.prompt or args.oov:
-            raise InputError("name a run to give it a prompt, as in: python sample.py out/RUN --prompt=...")
-        return typo_echo(how | dict(max_new_tokens=args.max_new_tokens or 30), args.seed)
-    how["max_new_tokens"] = args.max_new_tokens or 60
-    models = [(Path(r).name, *load_model(r, args.device)[:2]) for r in args.runs]
+    how = dict(max_new_tokens=args.max_new_tokens, temperature=args.temperature, top_k=args.top_k, top_p=args.top_p)
+    runs = [Path(r) for r in args.runs] or [newest("kron"), newest("learned")]
+    if None in runs:
+        raise InputError("no trained kron and bpe runs under out/; python train.py configs/tiny.py configs/kron.py makes one, or name a run")
+    models = [(r.name, *load_model(r, args.device)[:2]) for r in runs]
+    if len(models) > 1 and not args.prompt:
+        return typo_echo(models, args.seed, how)
     prompt = sys.stdin.read().rstrip("\n") if args.prompt == "-" else args.prompt
     if args.oov and args.oov not in prompt:
         raise InputError(f"--oov={args.oov}: the prompt does not have that word")

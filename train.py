@@ -5,7 +5,7 @@
     torchrun --standalone --nproc_per_node=8 train.py configs/kron.py          # GPT-2 124M on eight GPUs
 
 Config files are plain assignments of literals; they compose left to right, then --key=value. Data comes from prepare.py. Everything a
-run leaves is in out/RUN: ckpt.pt, log.jsonl, loss.png. The same command again continues a run that was stopped; --overwrite starts over.
+run leaves is in out/RUN: ckpt.pt, best.pt, log.jsonl, loss.png. The same command again continues a run that was stopped; --overwrite starts over.
 """
 import ast
 import difflib
@@ -34,7 +34,7 @@ import torch.distributed as dist
 
 import tokenizer as tokenizers
 from common import ARM_KEYS, InputError, read_log, run, write_atomic
-from model import build_model, load_checkpoint
+from model import build_model, load_checkpoint, save_checkpoint
 
 HERE = Path(__file__).resolve().parent
 PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "RTX 4090": 165e12}  # dense bf16, vendor's figures
@@ -198,11 +198,13 @@ class Data:
             raise InputError(f"{self.folder}: no prepared data there (data/ has: {', '.join(there) or 'nothing'}); prepare.py makes it")
         try:
             meta = json.loads((self.folder / "meta.json").read_bytes())
+            if meta.pop("checksum") != hashlib.sha256(json.dumps(meta).encode()).hexdigest():
+                raise ValueError("it does not have the hash it was written with")
             self.tokenizer = tokenizers.from_state(meta["tokenizer"])
             self.dtype, self.tokens, self.sha256 = np.dtype(meta["dtype"]), meta["tokens"], meta["sha256"]
             sizes = {split: self.tokens[split] * self.dtype.itemsize for split in ("train", "val")}
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"{self.folder}/meta.json is damaged ({type(error).__name__}: {error})") from None
+            raise InputError(f"{self.folder}/meta.json is damaged ({type(error).__name__}: {error}); prepare the data again") from None
         for split, size in sizes.items():
             path = self.folder / f"{split}.bin"
             if not path.is_file():
@@ -359,12 +361,12 @@ def main():
 
     # Continue what is there, unless it is another run under the same name.
     out = Path("out") / config.run
+    overwrite = flags["overwrite"] and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"  # torchrun's restarts continue
     checkpoint = None
-    if (out / "ckpt.pt").exists() and not flags["overwrite"]:
+    if (out / "ckpt.pt").exists() and not overwrite:
         checkpoint = load_checkpoint(out)
-        mine = {**asdict(config), "arm": arm, "data": data.sha256, "world_size": world}
-        for key, value in mine.items():
-            if checkpoint["config"].get(key) != value:
+        for key, value in (asdict(config) | {"arm": arm, "data": data.sha256}).items():
+            if checkpoint["config"].get(key) != value and key != "wandb_log":
                 raise InputError(f"{out} was made with {key}={checkpoint['config'].get(key)}, now {key}={value}; "
                                  "name another --run, or start over with --overwrite")
     elif flags["resume"]:
@@ -376,6 +378,8 @@ def main():
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise InputError(f"{out} is being trained by another process") from None
+        for name in ("ckpt.pt", "best.pt") if overwrite else ():
+            (out / name).unlink(missing_ok=True)
     if world > 1:
         if device.type == "cuda":
             torch.cuda.set_device(device)
@@ -391,7 +395,6 @@ def main():
         optimizer.load_state_dict(checkpoint["optimizer"])
         step = checkpoint["step"]
         records = [r for r in read_log(out / "log.jsonl")[0] if r.get("step", 0) <= step]  # a killed run may have logged beyond it
-    checkpoint = None
     forward = torch.compile(model) if config.compile == "True" else model
     autocast = torch.autocast(device.type, torch.bfloat16) if config.dtype == "bfloat16" else nullcontext()
     peak = next((flops for name, flops in PEAK_FLOPS.items() if device.type == "cuda" and name in torch.cuda.get_device_name(device)), None)
@@ -410,19 +413,35 @@ def main():
 
     def save():
         if rank == 0:
-            state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step, "tokenizer": data.tokenizer.state,
-                     "config": {**asdict(config), "arm": arm, "data": data.sha256, "world_size": world}}
-            write_atomic(out / "ckpt.pt", lambda file: torch.save(state, file))
+            save_checkpoint(out / "ckpt.new", {
+                "model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step, "best": best, "tokenizer": data.tokenizer.state,
+                "config": asdict(config) | {"arm": arm, "data": data.sha256}})
+            if best[1] == step:  # a second name for the same file costs no disk
+                os.link(out / "ckpt.new", out / "best.new")
+                os.replace(out / "best.new", out / "best.pt")
+            os.replace(out / "ckpt.new", out / "ckpt.pt")
             plot(records, config.run, out / "loss.png")
 
     def evaluate():
+        nonlocal best
         loss, bpb = validate(forward, data, config, rank, world, device, autocast)
         if not math.isfinite(loss):
-            raise InputError(f"step {step}: the validation loss is {loss}; lower learning_rate or raise warmup_steps ({out}/ckpt.pt is the last good state)")
+            raise InputError(f"step {step}: the validation loss is {loss}; {advice}")
         log({"step": step, "val_loss": loss, "val_ppl": math.exp(loss), "val_bpb": bpb, "input_norm": model.input_norm()})
         say(f"step {step}/{config.max_steps} | validation loss {loss:.4f} nats, perplexity {math.exp(loss):.2f}, {bpb:.4f} bits/byte")
+        best = min(best, [loss, step])
         save()
 
+    def refuse_non_finite():
+        bad = (~torch.stack(norms or [torch.zeros(())]).isfinite()).nonzero()
+        if len(bad):
+            bad = logged + int(bad[0])
+            raise InputError(f"step {bad + 1}: the gradient norm is not finite (sequences {bad * sequences} to {(bad + 1) * sequences - 1} of the "
+                             f"training order); {advice}")
+
+    best = [math.inf, 0] if checkpoint is None else checkpoint["best"]  # the lowest validation loss so far, and its step
+    checkpoint = None  # as large as the model and the optimizer's state together
+    advice = f"lower learning_rate or raise warmup_steps; {out}/ckpt.pt is the last good state"
     sequences = config.batch_size * config.gradient_accumulation_steps  # in a step, over all ranks
     rows = sequences // world                                           # of those, mine
     micro = min(config.batch_size, rows)
@@ -478,13 +497,11 @@ def main():
         optimizer.zero_grad(set_to_none=True)
         step += 1
 
-        if step % config.log_interval == 0 or step in (first + 1, config.max_steps) or asked and world == 1:
+        validation_due = step % config.eval_interval == 0 or step == config.max_steps
+        if step % config.log_interval == 0 or step == 1 or validation_due:
             # ranks hear of a signal at different moments, so they agree on it here
             loss, crc, stopping = all_reduce(torch.tensor([mean_loss.item(), crc, len(asked)], dtype=torch.float64), device).tolist()
-            bad = (~torch.stack(norms).isfinite()).nonzero()
-            if len(bad):
-                raise InputError(f"step {logged + 1 + int(bad[0])}: the gradient norm is not finite; lower learning_rate or raise warmup_steps "
-                                 f"({out}/ckpt.pt is the last good state)")
+            refuse_non_finite()
             now = time.perf_counter()
             seconds = (now - since) / (step - logged)
             rate = tokens_per_step / seconds
@@ -493,16 +510,20 @@ def main():
             left = clock((now - start) / (step - first) * (config.max_steps - step))
             say(f"step {step}/{config.max_steps} | loss {loss:.4f} | lr {lr:.2e} | {seconds * 1e3:.0f} ms | {rate:,.0f} tokens/s{mfu} | {left} left")
             since, logged, norms = now, step, []
-        if step % config.eval_interval == 0 or step == config.max_steps:
+
+        if validation_due:
             before = time.perf_counter()
             evaluate()
             since += time.perf_counter() - before
-        elif stopping:
+        elif stopping or asked and world == 1:
+            stopping = True
+            refuse_non_finite()
             save()
-    if step < config.max_steps:
-        say(f"stopped at step {step}; the same command again continues from there")
     if dist.is_initialized():
         dist.destroy_process_group()
+    if step < config.max_steps:
+        say(f"stopped at step {step}, saved to {out}/ckpt.pt; the same command again continues from there")
+        return 128 + asked[0] if asked else 128 + signal.SIGTERM  # another rank may have heard it first
 
 
 if __name__ == "__main__":

@@ -23,4 +23,4 @@ done
 echo
 python compare.py "${runs[@]}" --baseline="$baseline" --out=out/demo
 echo
-case " $ARMS " in *" kron "*) python sample.py ;; esac
+case " $ARMS " in *" kron "*) python sample.py "out/demo-kron-s${SEEDS%% *}" "out/demo-$baseline-s${SEEDS%% *}" --max_new_tokens=30 ;; esac
