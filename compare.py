@@ -40,10 +40,10 @@ def read_run(folder):
     if not path.is_file():
         raise InputError(f"{folder}: no log.jsonl there, not a run")
     records, dropped = read_log(path)
-    if dropped:
-        print(f"note: {path}: {dropped} unreadable line{'s' if dropped > 1 else ''} dropped", file=sys.stderr)
     if not records or not {"config", "arm", "params", "data"} <= records[0].keys() or not isinstance(records[0]["config"], dict):
         raise InputError(f"{path}: no header, not a run's log")
+    if dropped:
+        print(f"note: {path}: {dropped} unreadable line{'s' if dropped > 1 else ''} dropped", file=sys.stderr)
     steps = [r for r in records[1:] if is_number(r.get("loss"))]
     vals = [r for r in records[1:] if is_number(r.get("val_loss"))]
     return {"name": str(folder), "header": records[0], "steps": steps, "vals": vals}

@@ -2,7 +2,7 @@
 
     python train.py configs/tiny.py configs/kron.py                            # a small CPU run, out/tiny-kron-s1337
     python train.py configs/tiny.py configs/kron.py --seed=2 --max_steps=500   # any key below, on top of the files
-    torchrun --standalone --nproc_per_node=8 train.py configs/kron.py          # GPT-2 124M on eight GPUs
+    torchrun --standalone --nproc_per_node=8 -- train.py configs/kron.py       # GPT-2 124M on eight GPUs; -- lets --run=NAME through
 
 Config files are plain assignments of literals; they compose left to right, then --key=value. Data comes from prepare.py. Everything a
 run leaves is in out/RUN: ckpt.pt, best.pt, log.jsonl, loss.png. The same command again continues a run that was stopped; --overwrite starts over.
