@@ -11,6 +11,7 @@ import hashlib
 import math
 import os
 import pickle
+import warnings
 from dataclasses import dataclass, fields
 
 import torch
@@ -307,7 +308,8 @@ def load_checkpoint(run):
     if not os.path.isfile(path):
         raise InputError(f"{run}: no checkpoint there (train.py writes one to out/RUN/ckpt.pt)")
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         intact = checkpoint.pop("sha256") == fingerprint(checkpoint)
     except pickle.UnpicklingError as error:
         unsafe = "it would run code when loaded, it is unsafe and was not loaded" if "Unsupported" in str(error) else "damaged"

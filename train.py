@@ -373,7 +373,7 @@ def main():
         raise InputError(f"--resume: {out} has no checkpoint to continue from")
     out.mkdir(parents=True, exist_ok=True)
     if rank == 0:
-        lock = open(out / "lock", "w")  # held until this process ends
+        lock = open(out / "lock", "a")  # held until this process ends
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -440,7 +440,7 @@ def main():
                              f"training order); {advice}")
 
     best = [math.inf, 0] if checkpoint is None else checkpoint["best"]  # the lowest validation loss so far, and its step
-    checkpoint = None  # as large as the model and the optimizer's state together
+    fresh, checkpoint = checkpoint is None, None  # it is as large as the model and the optimizer's state together
     advice = f"lower learning_rate or raise warmup_steps; {out}/ckpt.pt is the last good state"
     sequences = config.batch_size * config.gradient_accumulation_steps  # in a step, over all ranks
     rows = sequences // world                                           # of those, mine
@@ -469,7 +469,7 @@ def main():
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
 
-    if step == 0:
+    if fresh:
         evaluate()
     start, first = time.perf_counter(), step
     since, logged, norms, stopping = start, step, [], False
