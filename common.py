@@ -81,3 +81,10 @@ def read_log(path):
             else:
                 dropped += 1
     return records, dropped
+
+
+def markdown_table(head, rows):
+    """Rows of cells -> a GitHub table, padded so that it reads well in a terminal too."""
+    widths = [max(len(str(row[i])) for row in [head, *rows]) for i in range(len(head))]
+    lines = ["| " + " | ".join(str(c).ljust(w) for c, w in zip(row, widths)) + " |" for row in [head, *rows]]
+    return "\n".join([lines[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *lines[1:]])

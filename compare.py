@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from common import ARM_KEYS, InputError, Parser, read_log, run, write_atomic
+from common import ARM_KEYS, InputError, Parser, markdown_table, read_log, run, write_atomic
 
 # One change at a time, from the baseline to kron: what differs between the two arms of each pair.
 CONTRASTS = [("bytes", "kron", "random"), ("untying", "bpe_untied", "bpe_tied"), ("input scale", "bpe_untied_unit", "bpe_untied"),
@@ -168,13 +168,6 @@ def pm(s, digits=4, sign=""):
 def interval(s, digits=4):
     """A summary's interval as text."""
     return "-" if s["interval"] is None else f"[{s['interval'][0]:+.{digits}f}, {s['interval'][1]:+.{digits}f}]"
-
-
-def markdown_table(head, rows):
-    """Rows of cells -> a GitHub table, padded so that it reads well in a terminal too."""
-    widths = [max(len(str(row[i])) for row in [head, *rows]) for i in range(len(head))]
-    lines = ["| " + " | ".join(str(c).ljust(w) for c, w in zip(row, widths)) + " |" for row in [head, *rows]]
-    return "\n".join([lines[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *lines[1:]])
 
 
 def gap_cells(p):

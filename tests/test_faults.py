@@ -143,7 +143,7 @@ def test_a_full_disk_stops_the_run_and_keeps_the_last_checkpoint(small_data, ref
 
 def test_the_best_checkpoint_stays_beside_the_latest(small_data):
     """With a learning rate that ruins the model late, best.pt is the step of the lowest validation loss."""
-    script("train.py", *FAST, "--run=best", "--learning_rate=3", "--min_lr=3", "--warmup_steps=39", cwd=small_data)
+    script("train.py", *FAST, "--run=best", "--learning_rate=1", "--min_lr=1", "--warmup_steps=39", cwd=small_data)
     vals = series(small_data / "out" / "best", "val_loss")
     best = min(vals, key=vals.get)
     assert 0 < best < 40
