@@ -49,7 +49,7 @@ def affine_decode(code, A, b):
 def gf2_inverse(A):
     """Inverse of a (K, K) matrix of 0 and 1 over GF(2), by Gauss-Jordan elimination. ValueError if there is none."""
     K = len(A)
-    M = torch.cat([A.bool(), torch.eye(K, dtype=torch.bool)], dim=1)
+    M = torch.cat([A.bool(), torch.eye(K, dtype=torch.bool, device=A.device)], dim=1)
     for j in range(K):
         pivots = M[j:, j].nonzero()
         if not len(pivots):

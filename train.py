@@ -2,6 +2,7 @@
 
     python train.py configs/tiny.py configs/kron.py                            # a small CPU run, out/tiny-kron-s1337
     python train.py configs/tiny.py configs/kron.py --seed=2 --max_steps=500   # any key below, on top of the files
+    python train.py configs/kron.py --dry_run=8                                # parameters, FLOPs, memory, hours on 8 GPUs; runs nothing
     torchrun --standalone --nproc_per_node=8 -- train.py configs/kron.py       # GPT-2 124M on eight GPUs; -- lets --run=NAME through
 
 Config files are plain assignments of literals; they compose left to right, then --key=value. Data comes from prepare.py. Everything a
@@ -17,6 +18,7 @@ import json
 import math
 import os
 import platform
+import re
 import shlex
 import signal
 import subprocess
@@ -34,7 +36,7 @@ import torch.distributed as dist
 
 import tokenizer as tokenizers
 from common import ARM_KEYS, InputError, read_log, run, write_atomic
-from model import build_model, load_checkpoint, save_checkpoint
+from model import GPT, GPTConfig, build_model, load_checkpoint, save_checkpoint
 
 HERE = Path(__file__).resolve().parent
 PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "RTX 4090": 165e12}  # dense bf16, vendor's figures
@@ -49,6 +51,7 @@ class Config:
     max_steps: int = 4768                    # 2.5B tokens
     batch_size: int = 16                     # sequences that go through the model at once
     gradient_accumulation_steps: int = 32    # over all ranks together: a step has batch_size * this sequences, however many ranks
+    vocab_size: int = 0                      # 0: what the data has; else the data must have exactly this
     block_size: int = 1024
     n_layer: int = 12
     n_head: int = 12
@@ -117,8 +120,8 @@ def read_config(path):
 
 
 def compose(argv):
-    """Command line -> (Config, its arm's name, the flags resume and overwrite). InputError for anything that cannot be meant."""
-    config, arm, names, flags = Config(), "bpe_tied", [], {"resume": False, "overwrite": False}
+    """Command line -> (Config, its arm's name, {resume, overwrite, dry_run}). InputError for anything that cannot be meant."""
+    config, arm, names, flags = Config(), "bpe_tied", [], {"resume": False, "overwrite": False, "dry_run": 0}
     for arg in argv:
         if not arg.startswith("--"):
             values = read_config(arg)
@@ -129,6 +132,11 @@ def compose(argv):
                 arm = names[-1]
             continue
         key, equals, text = arg[2:].partition("=")
+        if key == "dry_run":
+            if not re.fullmatch(r"[1-9]\d*", text or "1"):
+                raise InputError(f"{arg}: --dry_run takes a number of GPUs, as in --dry_run=8")
+            flags[key] = int(text or 1)
+            continue
         if key in flags:
             if text not in ("", "True", "False"):
                 raise InputError(f"{arg}: --{key} is a flag")
@@ -151,6 +159,8 @@ def check(config, world):
     """Refuse values and combinations that cannot be trained, before anything is written. Settles every `auto`."""
     positive = ("max_steps", "batch_size", "gradient_accumulation_steps", "eval_interval", "eval_tokens", "log_interval", "learning_rate",
                 "embed_lr_mult")
+    if config.vocab_size < 0:
+        raise InputError(f"vocab_size={config.vocab_size}: must be 0 (that of the data) or more")
     for key, low, high in [(k, 0, math.inf) for k in ("min_lr", "warmup_steps", "weight_decay", "grad_clip", "embed_std")] + \
                           [("seed", 0, 2**32 - 1), ("beta1", 0, 0.9999999), ("beta2", 0, 0.9999999)]:
         if not low <= getattr(config, key) <= high:
@@ -342,6 +352,45 @@ def clock(seconds):
     return f"{int(seconds) // 3600}:{int(seconds) % 3600 // 60:02d}:{int(seconds) % 60:02d}"
 
 
+def estimate_memory(model, config, micro):
+    """Bytes at the peak of a step in eager mode, at the start of the backward pass: {"weights and optimizer", "activations", "loss"}.
+
+    AdamW in float32 keeps 12 bytes per weight besides the gradient; bfloat16 autocast adds copies of what it multiplies. A block keeps,
+    per token, 38 d bytes in bfloat16 (68 d in float32): two norms' inputs and outputs, q, k, v, the attention twice, 4 d twice of the MLP.
+    The loss keeps float32 log-probabilities; on a GPU the logits stand beside them in both formats.
+    """
+    c, counts, tokens = model.config, model.num_params(), micro * config.block_size
+    half = config.dtype == "bfloat16"
+    head = c.padded_size * c.n_embd
+    dense_table = 4 * c.padded_size * 256 * c.pos_dim if c.code_form == "table" and c.code in ("kron", "random") else 0
+    return {"weights and optimizer": 12 * counts["total"] + 2 * half * (counts["body"] + head) + 4 * head + dense_table,
+            "activations": (38 if half else 68) * c.n_layer * c.n_embd * tokens,
+            "loss": tokens * c.padded_size * (4 if config.device == "cpu" else 10 if half else 8)}
+
+
+def dry_run(config, arm, data, gpus):
+    """Print what a run would take on `gpus` ranks. The model is built on the meta device: nothing is allocated, nothing written."""
+    vocab_size = data.tokenizer.vocab_size if data else config.vocab_size
+    if not vocab_size:
+        raise InputError(f"--dry_run: data/{config.dataset} is not prepared, and no --vocab_size says what it would have")
+    with torch.device("meta"):
+        model = GPT(GPTConfig(**{f.name: getattr(config, f.name) for f in fields(GPTConfig)} | {"vocab_size": vocab_size, "code_form": "on_the_fly"}), [])
+    model.config.code_form = config.code_form
+    counts, table = model.num_params(), model.config.padded_size * config.n_embd
+    sequences = config.batch_size * config.gradient_accumulation_steps
+    tokens = config.max_steps * sequences * config.block_size
+    flops = model.flops_per_token() * tokens
+    memory = estimate_memory(model, config, min(config.batch_size, sequences // gpus))
+    epochs = f"{config.max_steps * sequences / data.blocks('train'):.2f} epochs of" if data else "of (not prepared yet)"
+    print(f"{arm}, seed {config.seed}, vocabulary {vocab_size:,} ({model.config.padded_size:,} with padding)\n"
+          f"parameters: {counts['total']:,} = {counts['input']:,} input + {counts['body']:,} body + {counts['head']:,} head; "
+          + (f"{table - counts['input']:,} fewer than with a learned input table" if config.code != "learned" else "the input is a learned table") +
+          f"\nsteps: {config.max_steps:,} of {sequences * config.block_size:,} tokens ({sequences} x {config.block_size}) = {tokens:,} tokens, {epochs} {config.dataset}\n"
+          f"compute: {model.flops_per_token():.3g} FLOPs per token, {flops:.3g} in all: {flops / (0.45 * PEAK_FLOPS['H100'] * gpus) / 3600:,.1f} hours on {gpus} H100 at 45 % MFU\n"
+          f"memory per GPU, micro-batch {min(config.batch_size, sequences // gpus)}, eager {config.dtype}: {sum(memory.values()) / 1e9:.2f} GB = "
+          + " + ".join(f"{v / 1e9:.2f} {k}" for k, v in memory.items()) + "; compiled it is less")
+
+
 # ---- the run ---------------------------------------------------------------------------------------------------------------------
 
 def main():
@@ -351,9 +400,14 @@ def main():
         return
     rank, local_rank, world = (int(os.environ.get(k, d)) for k, d in (("RANK", 0), ("LOCAL_RANK", 0), ("WORLD_SIZE", 1)))
     config, arm, flags = compose(sys.argv[1:])
-    check(config, world)
-    data = Data(config.dataset, config.block_size)
+    check(config, flags["dry_run"] or world)
+    prepared = not flags["dry_run"] or (Path("data") / config.dataset).exists()
+    data = Data(config.dataset, config.block_size) if prepared else None
+    if data and config.vocab_size not in (0, data.tokenizer.vocab_size):
+        raise InputError(f"{data.folder} has a vocabulary of {data.tokenizer.vocab_size:,}, vocab_size={config.vocab_size} wants another")
     try:
+        if flags["dry_run"]:
+            return dry_run(config, arm, data, flags["dry_run"])
         model = build_model(asdict(config), data.tokenizer)
     except ValueError as error:
         raise InputError(str(error)) from None
