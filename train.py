@@ -370,9 +370,7 @@ def estimate_memory(model, config, micro):
 
 def dry_run(config, arm, data, gpus):
     """Print what a run would take on `gpus` ranks. The model is built on the meta device: nothing is allocated, nothing written."""
-    vocab_size = data.tokenizer.vocab_size if data else config.vocab_size
-    if not vocab_size:
-        raise InputError(f"--dry_run: data/{config.dataset} is not prepared, and no --vocab_size says what it would have")
+    vocab_size = data.tokenizer.vocab_size if data else config.vocab_size or GPTConfig.vocab_size  # GPT-2's where nothing else is said
     with torch.device("meta"):
         model = GPT(GPTConfig(**{f.name: getattr(config, f.name) for f in fields(GPTConfig)} | {"vocab_size": vocab_size, "code_form": "on_the_fly"}), [])
     model.config.code_form = config.code_form

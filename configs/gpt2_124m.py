@@ -1,6 +1,5 @@
 # GPT-2's 124M shape and nanoGPT's recipe for 2.5B tokens of FineWeb-Edu. These are also train.py's defaults.
 dataset = "fineweb-edu"
-vocab_size = 50_257
 n_layer = 12
 n_head = 12
 n_embd = 768

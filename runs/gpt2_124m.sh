@@ -24,7 +24,7 @@ data=fineweb-edu name=gpt2-124m options=()
 if [ "${SMOKE:-}" ]; then
     ARMS=${SMOKE_ARMS:-bpe_tied kron} SEEDS="1 2" NPROC=2 data=docstrings name=smoke-gpt2-124m
     export OMP_NUM_THREADS=1
-    options=(--dataset=$data --vocab_size=0 --device=cpu --n_layer=2 --n_embd=96 --n_head=3 --block_size=64 --batch_size=4 --gradient_accumulation_steps=4
+    options=(--dataset=$data --device=cpu --n_layer=2 --n_embd=96 --n_head=3 --block_size=64 --batch_size=4 --gradient_accumulation_steps=4
              --max_steps=20 --warmup_steps=4 --eval_interval=10 --eval_tokens=4096 --learning_rate=3e-3 --min_lr=3e-4)
     [ -d data/$data ] || python prepare.py docstrings
 else

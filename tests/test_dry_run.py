@@ -77,6 +77,5 @@ def test_a_dry_run_reads_prepared_data(call, capsys, small_data):
 
 
 def test_what_cannot_be_known_is_said(refuse, small_data):
-    assert "no --vocab_size" in refuse(train.main, "configs/tiny.py", "--dataset=none", "--dry_run", cwd=small_data)
     assert "vocabulary of 512" in refuse(train.main, "configs/tiny.py", "--dataset=small", "--vocab_size=600", cwd=small_data)
     assert "--dry_run=8" in refuse(train.main, "configs/tiny.py", "--dry_run=x", cwd=small_data)
