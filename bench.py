@@ -2,6 +2,7 @@
 
     python bench.py codes                                   # input embeddings alone, forward and backward, on natural tokens
     python bench.py step configs/kron.py configs/bpe_untied.py --batch_size=1     # whole training steps of the 124M shape
+    python bench.py step configs/kron.py configs/kron.py,code_form=table          # a candidate may change keys of its own
     python bench.py step configs/tiny.py configs/bpe_tied.py --nanogpt            # the loop against nanoGPT's, same shapes
     python bench.py sample configs/kron.py                  # greedy generation, cached against recomputing; or out/RUN
     python bench.py memory                                  # bytes of buffers and tables
@@ -10,7 +11,6 @@
 --rounds=N repeats, --out=NAME writes NAME.json. Token ids come from --dataset (data/NAME, made by prepare.py): in natural text tokens
 repeat, which is the point. Ratios are medians of the ratios within each round, with the lowest and the highest.
 """
-import itertools
 import json
 import os
 import shlex
@@ -34,7 +34,7 @@ import tokenizer as tokenizers
 from codes import KroneckerEmbedding, make_embedding
 from common import InputError, Parser, markdown_table, run, whole_number, write_atomic
 from model import build_model, load_model
-from train import Data, check, compose, describe_machine, make_optimizer, sequence_blocks, to_device
+from train import Data, check, compose, describe_machine, make_optimizer, read_config, sequence_blocks, to_device
 
 CUDA = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if CUDA else "cpu")
@@ -139,20 +139,22 @@ def codes(args):
 
 
 def step(args):
-    """Whole training steps: forward, backward, clipping, AdamW. Files that set no arm are shared; each arm's file is a candidate."""
+    """Whole training steps: forward, backward, clipping, AdamW. A file that sets `code` is a candidate, with changes of its own after
+    commas; other files and options are shared by all. Ratios are to the last candidate."""
     shared, arms = [], []
     for arg in args.configs or ["configs/kron.py", "configs/bpe_untied.py"]:
-        (shared if arg.startswith("--") or "code" not in Path(arg).name and compose([arg])[1] == "bpe_tied" and "bpe_tied" not in arg else arms).append(arg)
-    works, what = {}, None
-    for arm in arms:
-        config, name, _ = compose([*shared, arm, f"--dataset={args.dataset}"])
+        (arms if not arg.startswith("--") and "code" in read_config(arg.split(",")[0]) else shared).append(arg)
+    works = {}
+    for arm in arms or ["configs/bpe_tied.py"]:
+        path, *changes = arm.split(",")
+        config, name, _ = compose([*shared, path, *(f"--{change}" for change in changes), f"--dataset={args.dataset}"])
         check(config, 1)
         data = Data(config.dataset, config.block_size)
-        what = f"{config.batch_size} x {config.block_size} tokens of {config.dataset}, {config.n_layer} layers, d {config.n_embd}, {config.dtype}, compile={config.compile}, {DEVICE}"
         works[name] = trainer(config, data)
         if args.nanogpt:
             works[f"{name}, nanoGPT's loop"] = nanogpt(config, data)
-    print(what + "\n")
+    print(f"{config.batch_size} x {config.block_size} tokens of {config.dataset}, {config.n_layer} layers, d {config.n_embd}, "
+          f"V {data.tokenizer.vocab_size:,}, {config.dtype}, compile={config.compile}, {DEVICE}\n")
     return show(alternately(works, args.rounds or 7), list(works)[-1], ("tokens", config.batch_size * config.block_size))
 
 
@@ -229,8 +231,10 @@ def memory(args):
 
 def preparation(args):
     """prepare.py's encode (hashing, splitting, writing and all) against the tokenizer's bare batch call on the same documents."""
-    tok = Data(args.dataset, 1).tokenizer
-    texts = [text for text, _ in itertools.islice(prepare.clean(prepare.docstrings()()), 20_000)]
+    data = Data(args.dataset, 1)
+    tok, ids = data.tokenizer, data.map("train")
+    ends = np.flatnonzero(ids == tok.eot)[:20_000]  # that many documents, as text again
+    texts = [tok.decode(ids[start:end].tolist()) for start, end in zip([0, *ends + 1], ends)]
     tokens = sum(map(len, tok.encode_batch(texts, prepare.CPUS)))
 
     def ours(_):
