@@ -1,0 +1,165 @@
+"""What the tests share: real text, real tokenizers, the real scripts, and one set of real runs."""
+import asyncio
+import email
+import json
+import os
+import re
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+SHARED_VOCABULARY = ROOT.parent / "shared" / "tiktoken"
+if SHARED_VOCABULARY.is_dir():
+    os.environ.setdefault("TIKTOKEN_CACHE_DIR", str(SHARED_VOCABULARY))
+
+os.environ["OMP_NUM_THREADS"] = "1"  # here and in the scripts, which run side by side; two threads on two busy cores wait for each other
+
+import prepare  # noqa: E402
+import tokenizer  # noqa: E402
+import train  # noqa: E402
+from common import run  # noqa: E402
+from model import build_model  # noqa: E402
+
+ARMS = ["bpe_tied", "bpe_untied", "bpe_untied_unit", "bpe_untied_lr", "binary", "affine", "kron", "random"]
+CORES = len(os.sched_getaffinity(0))
+
+# A model of a second or so, whose width is a multiple of 12 bits; one thread, so that runs go side by side.
+SHORT = ["--n_layer=2", "--n_embd=96", "--n_head=3", "--block_size=64", "--batch_size=8", "--max_steps=60", "--warmup_steps=10",
+         "--learning_rate=3e-3", "--eval_interval=60", "--eval_tokens=8192", "--log_interval=1", "--device=cpu", "--dtype=float32"]
+LONG = 220  # steps for bpe_tied, the slowest learner
+
+
+def command(name, *args, ranks=0):
+    """The command line that runs one of the project's scripts, with `ranks` under torchrun."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}", "--"] if ranks else []
+    return [sys.executable, *launcher, str(ROOT / name), *map(str, args)]
+
+
+def script(name, *args, cwd, ranks=0, status=0, input=None, **env):
+    """Run a script in its own process and check its exit status."""
+    done = subprocess.run(command(name, *args, ranks=ranks), cwd=cwd, env=os.environ | env, capture_output=True, text=True, timeout=600, input=input)
+    assert done.returncode == status, f"exit status {done.returncode}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+    return done
+
+
+def error_line(stderr):
+    """The one line that bad input leaves on standard error, progress bars aside."""
+    lines = [line for line in re.split(r"[\r\n]+", stderr) if line.strip() and "%|" not in line]
+    assert len(lines) == 1 and lines[0].startswith("error: "), stderr
+    return lines[0]
+
+
+def tree(folder):
+    """Everything below a folder: {path: (size, time of change)}, a folder's being None."""
+    return {str(p): (p.stat().st_size, p.stat().st_mtime_ns) if p.is_file() else None for p in Path(folder).rglob("*")}
+
+
+@pytest.fixture
+def call(monkeypatch):
+    """call(main, *argv, cwd=...): a script's main in this process, as `python script.py argv` in `cwd`. Returns its exit status."""
+    def call(main, *argv, cwd):
+        monkeypatch.chdir(cwd)
+        monkeypatch.setattr(sys, "argv", [f"{main.__module__}.py", *map(str, argv)])
+        with pytest.raises(SystemExit) as end:
+            run(main)
+        return end.value.code or 0
+    return call
+
+
+@pytest.fixture
+def refuse(call, capsys):
+    """refuse(main, *argv, cwd=...): exit status 2, one line on standard error, nothing written. Returns the line."""
+    def refuse(main, *argv, cwd):
+        before = tree(cwd)
+        capsys.readouterr()
+        assert call(main, *argv, cwd=cwd) == 2
+        assert tree(cwd) == before
+        return error_line(capsys.readouterr().err)
+    return refuse
+
+
+@pytest.fixture(scope="session")
+def docs():
+    """The 600 docstrings of the standard library's email and asyncio packages: real text, 150 kB."""
+    paths = [path for package in (asyncio, email) for path in sorted(Path(package.__file__).parent.glob("*.py"))]
+    return list(dict.fromkeys(text for path in paths for text in prepare.file_docstrings(path)))
+
+
+@pytest.fixture(scope="session")
+def bpe(docs):
+    """A byte-level BPE trained on those docstrings."""
+    return tokenizer.train_bpe(docs, 2048)
+
+
+@pytest.fixture(scope="session")
+def gpt2():
+    try:
+        return tokenizer.gpt2()
+    except OSError as error:
+        pytest.skip(f"GPT-2's vocabulary is not here: {error}")
+
+
+@pytest.fixture(params=["bpe", "gpt2"])
+def tok(request):
+    """Every claim about a tokenizer holds for a trained BPE and, where it is available, for GPT-2's."""
+    return request.getfixturevalue(request.param)
+
+
+@pytest.fixture(scope="session")
+def small_data(tmp_path_factory, docs):
+    """A folder with data/small, made by the real prepare.py from the small corpus."""
+    folder = tmp_path_factory.mktemp("small")
+    (folder / "docs.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in docs))
+    script("prepare.py", "text", "docs.jsonl", "--name=small", "--tokenizer=bpe:512", "--val_fraction=0.1", cwd=folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def docstrings(tmp_path_factory):
+    """A folder in which `python prepare.py docstrings`, the default preparation, was run."""
+    folder = tmp_path_factory.mktemp("docstrings")
+    script("prepare.py", "docstrings", cwd=folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def data_dir(docstrings):
+    return docstrings / "data" / "docstrings"
+
+
+@pytest.fixture(scope="session")
+def runs(docstrings):
+    """{name: out/NAME} of short real runs on the docstrings: every arm, another seed, and two ranks that accumulate two micro-batches."""
+    jobs = {arm: ([f"configs/{arm}.py", *SHORT], 0) for arm in ARMS}
+    jobs["bpe_tied"][0].append(f"--max_steps={LONG}")
+    jobs["seed2"] = ["configs/binary.py", *SHORT, "--seed=2", "--max_steps=5"], 0
+    jobs["ranks2"] = ["configs/kron.py", *SHORT, "--batch_size=2", "--gradient_accumulation_steps=4"], 2
+
+    def job(name):
+        argv, ranks = jobs[name]
+        fixed = ["configs/tiny.py", *argv, f"--run={name}"]
+        script("train.py", *fixed, cwd=docstrings, ranks=ranks)
+        return name, docstrings / "out" / name
+    with ThreadPoolExecutor(CORES) as pool:
+        return dict(pool.map(job, sorted(jobs, key=lambda name: name != "ranks2")))
+
+
+def records(run):
+    """The lines of a run's log.jsonl."""
+    return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+
+
+def series(run, key):
+    """{step: value} of one key of a run's log."""
+    return {r["step"]: r[key] for r in records(run) if key in r}
+
+
+def build(arm, tok, *options):
+    """A fresh model of an arm's config file: two layers, width 96, block 32, then `options`."""
+    config, _, _ = train.compose([f"configs/{arm}.py", "--n_layer=2", "--n_head=3", "--n_embd=96", "--block_size=32", *options])
+    return build_model(vars(config), tok)
