@@ -188,7 +188,7 @@ def tables(result):
         if arm != result["baseline"] and a["against_baseline"]:
             gaps.append([arm, *gap_cells(a["against_baseline"])])
     head = ["seeds", "gap (nats)", "95 % interval", "gap (%)", "perplexity ratio", "steps-to-match", "verdict"]
-    text = ["Validation, mean ± sample standard deviation over seeds:", markdown_table(
+    text = ["Validation, mean ± sample standard deviation over seeds (tokens/s as the runs logged them, beside whatever else the machine did: bench.py measures speed):", markdown_table(
         ["arm", "seeds", "input params", "body", "head", "total", "loss (nats)", "perplexity", "bits/byte", "tokens/s", "input norm"], loss)]
     if gaps:
         text += [f"Against `{result['baseline']}`, paired by seed (negative is better; steps-to-match is total steps / the step at which the "
