@@ -28,7 +28,7 @@ class Parser(argparse.ArgumentParser):
 
 def whole_number(text):
     """An argparse type: a positive whole number, also written 10e6. Raises ValueError."""
-    if not (value := float(text)) >= 1 or value != int(value):
+    if not 1 <= (value := float(text)) < 2**63 or value != int(value):
         raise ValueError
     return int(value)
 

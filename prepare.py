@@ -84,7 +84,7 @@ def json_lines(lines, path, column):
             continue
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InputError(f"{path}, line {number}: not JSON ({error})") from None
         if not isinstance(row, dict) or not isinstance(row.get(column), str):
             has = ", ".join(row) if isinstance(row, dict) else type(row).__name__
@@ -128,7 +128,7 @@ def read_file(path, column):
                 yield text, raw.tell() / size
         except UnicodeDecodeError as error:
             raise InputError(f"{path}: not UTF-8 ({error})") from None
-        except (EOFError, zlib.error) as error:
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             raise InputError(f"{path}: damaged gzip ({error})") from None
 
 
@@ -175,6 +175,8 @@ def make_tokenizer(name, source, val_fraction, limit):
                     bar.update(max(share, min(seen / limit, 1)) - bar.n)
                 if seen >= limit:
                     break
+        if not seen:
+            raise InputError("no text to train a tokenizer on: there are no documents for train")
     if name == "gpt2":
         return tokenizers.gpt2()
     size = re.fullmatch(r"bpe:(\d+)", name)

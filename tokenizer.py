@@ -79,10 +79,10 @@ def gpt2():
 def train_bpe(texts, vocab_size):
     """Train byte-level BPE with `vocab_size` ids, `<|endoftext|>` included, on an iterable of str.
 
-    ValueError if `vocab_size` < 257 or if the text has too few distinct pairs for that many merges.
+    ValueError if `vocab_size` < 257 or > 2^31, or if the text has too few distinct pairs for that many merges.
     """
-    if vocab_size < 257:
-        raise ValueError(f"bpe:{vocab_size} is too small: 256 bytes and <|endoftext|> need 257")
+    if not 257 <= vocab_size <= 2**31:
+        raise ValueError(f"bpe:{vocab_size} is too {'small' if vocab_size < 257 else 'large'}: 256 bytes and <|endoftext|> need 257, 2^31 is the most")
     trainer = rustbpe.Tokenizer()
     trainer.train_from_iterator(iter(texts), vocab_size - 1, pattern=SPLIT_PATTERN)
     tokens = [bytes(token) for token, _ in sorted(trainer.get_mergeable_ranks(), key=lambda pair: pair[1])]

@@ -274,6 +274,7 @@ def validate(model, data, config, rank, world, device, autocast):
     for i in range(0, len(mine), config.batch_size):
         rows = data.read("val", mine[i:i + config.batch_size])
         x, y = to_device(np.pad(rows, ((0, config.batch_size - len(rows)), (0, 0))), device)  # one shape, compiled once
+        y = y.clone()  # inputs and targets share their memory
         y[len(rows):] = -100  # which the loss ignores
         with autocast:
             loss = model(x, y)
