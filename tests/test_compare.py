@@ -4,7 +4,7 @@ import json
 import pytest
 
 import compare
-from conftest import records, script
+from conftest import SHORT, records, script
 
 PARAMS = {"input": 1, "body": 2, "head": 3, "total": 6}
 
@@ -122,7 +122,7 @@ def test_logs_that_are_none_are_refused(tmp_path, refuse, content, named):
 
 
 def test_real_runs_compare(docstrings, runs, tmp_path):
-    """The real script on real runs: three files; an arm that was trained with another learning rate is refused by name."""
+    """The real script on real runs writes three files; real runs with another micro-batch or learning rate are refused by name."""
     folders = [runs[arm] for arm in ("binary", "affine", "kron", "random")]
     done = script("compare.py", *folders, "--baseline=binary", f"--out={tmp_path}/r/tiny", cwd=docstrings)
     saved = json.loads((tmp_path / "r" / "tiny.json").read_text())
@@ -132,3 +132,7 @@ def test_real_runs_compare(docstrings, runs, tmp_path):
     assert (tmp_path / "r" / "tiny.png").read_bytes()[:4] == b"\x89PNG"
     report = (tmp_path / "r" / "tiny.md").read_text()
     assert "-0.083 +- 0.007" in report and "--run=kron" in report and saved["runs"][0]["header"]["commit"] in report
+    assert "batch_size is 8" in script("compare.py", runs["kron"], runs["ranks2"], cwd=docstrings, status=2).stderr
+    script("train.py", "configs/tiny.py", "configs/affine.py", *SHORT, "--learning_rate=6e-3", "--max_steps=60", "--run=unfair", cwd=docstrings)
+    done = script("compare.py", runs["affine"], docstrings / "out" / "unfair", "--baseline=affine", cwd=docstrings, status=2)
+    assert "learning_rate is 0.003" in done.stderr and "0.006" in done.stderr
