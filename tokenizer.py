@@ -94,6 +94,6 @@ def train_bpe(texts, vocab_size):
 def token_bytes(tokenizer):
     """The true bytes of every id, a list of `vocab_size` byte strings.
 
-    Not `decode([id]).encode()`: 340 of GPT-2's tokens are no UTF-8 on their own and would collapse onto U+FFFD.
+    Not `decode([id]).encode()`: 344 of GPT-2's tokens are no UTF-8 on their own, and 340 ids would share a string with others.
     """
     return tokenizer.tokens + [END_OF_TEXT.encode()]
