@@ -4,7 +4,7 @@
 #     bash runs/tiny.sh                        # 24 runs of about 5 minutes of two cores' time, half a gigabyte in out/
 #     ARMS="bpe_tied kron" SEEDS="1 2" bash runs/tiny.sh
 #
-# Runs that are finished are skipped, runs that were stopped continue. One run to a core is a third faster than one run on all.
+# Runs that are finished are skipped, runs that were stopped continue.
 source "$(dirname "$0")/setup.sh"
 ARMS=${ARMS:-bpe_tied bpe_untied bpe_untied_unit bpe_untied_lr binary affine random kron}
 SEEDS=${SEEDS:-1 2 3}
