@@ -433,15 +433,19 @@ def main():
             raise InputError(f"{out} is being trained by another process") from None
         for name in ("ckpt.pt", "best.pt") if overwrite else ():
             (out / name).unlink(missing_ok=True)
-    if world > 1:
-        if device.type == "cuda":
-            torch.cuda.set_device(device)
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     torch.set_float32_matmul_precision("high")  # TF32 for what autocast leaves in float32
 
     model.to(device)
     params = list(model.parameters())
     optimizer = make_optimizer(model, config)
+    if world > 1:  # after the first optimizer: it imports torch.distributed.nn, whose default arguments would keep the group alive to the end
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        # The agent's store outlives a restart: without a prefix a rank may read the address that a killed one left there, and wait for it.
+        store, _, _ = next(dist.rendezvous("env://"))
+        one_machine = world == int(os.environ.get("LOCAL_WORLD_SIZE", 0))  # several machines count their restarts apart: see the README
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if one_machine else "0"
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", store=dist.PrefixStore(attempt, store), rank=rank, world_size=world)
     step, records = 0, []
     if checkpoint is not None:
         model.load_state_dict(checkpoint["model"])

@@ -179,9 +179,9 @@ def test_a_non_finite_gradient_stops_the_run(small_data):
 
 
 def test_torchrun_restarts_a_killed_worker(small_data):
-    """--max_restarts: one of two workers dies by SIGKILL; the run goes on from the last checkpoint and ends as if nothing had been."""
+    """--max_restarts: one of two workers dies by SIGKILL; one restart goes on from the last checkpoint and ends as if nothing had been."""
     script("train.py", *FAST, "--run=two", cwd=small_data, ranks=2)
-    process = start(small_data, *FAST, "--run=restarted", ranks=2, options=["--max_restarts=3"])
+    process = start(small_data, *FAST, "--run=restarted", ranks=2, options=["--max_restarts=1"])
     wait_for(process, "step 6/40")
     workers = subprocess.run(["pgrep", "-P", str(process.pid), "-f", "train.py"], capture_output=True, text=True).stdout.split()
     assert len(workers) == 2
