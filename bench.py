@@ -12,6 +12,7 @@
 repeat, which is the point. Ratios are medians of the ratios within each round, with the lowest and the highest.
 """
 import json
+import math
 import os
 import shlex
 import statistics
@@ -239,8 +240,9 @@ def preparation(args):
 
     def ours(_):
         with tempfile.TemporaryDirectory() as folder:
-            prepare.encode(Path(folder), ((text, 0.0) for text in texts), tok, 0.02, float("inf"))
-    works = {"encode_ordinary_batch": lambda _: tok.encode_batch(texts, prepare.CPUS), "prepare.py": ours}
+            sources = [prepare.local("texts", None, lambda: ((text, 0.0) for text in texts))]
+            prepare.encode(Path(folder), sources, tok, 0.02, {"train": math.inf, "val": math.inf}, prepare.new_state(sources))
+    works = {"encode_ordinary_batch": lambda _: tok.encoding.encode_ordinary_batch(texts, num_threads=prepare.CPUS), "prepare.py": ours}
     return show(alternately(works, args.rounds or 7), "encode_ordinary_batch", ("tokens", tokens))
 
 

@@ -2,12 +2,15 @@
 
     python prepare.py docstrings                                    # the default: prose that every Python already carries
     python prepare.py text FILE... --name=mine --tokenizer=gpt2     # .txt .md .jsonl .jsonl.gz .parquet
-    python prepare.py fineweb-edu --tokens=10e6 --name=fineweb      # streamed from the Hub, or from HF_ENDPOINT
+    python prepare.py fineweb-edu --tokens=2.5e9 --val_tokens=10e6  # streamed from the Hub, or from HF_ENDPOINT
+    python prepare.py fineweb-edu --mix=cosmopedia=0.2 --tokenizer=unicode --name=mixed
 
 Writes data/NAME/train.bin and val.bin (raw token ids, each document followed by <|endoftext|>) and meta.json. A document goes to
-validation by its hash, so equal documents never stand on both sides. Work happens in data/NAME.partial, which is renamed when all is
-done: a preparation that is interrupted leaves nothing that looks finished.
+validation by its hash, so equal documents never stand on both sides. Work happens in data/NAME.partial, which is renamed when all
+is done. Whatever ends it earlier - a kill, the network, a full disk - the same command goes on where it was last saved, and the
+files are byte for byte those of a run that nothing disturbed. Only bad input leaves nothing.
 """
+import array
 import ast
 import contextlib
 import fcntl
@@ -22,8 +25,10 @@ import shlex
 import shutil
 import sys
 import sysconfig
+import time
 import warnings
 import zlib
+from collections import namedtuple
 from concurrent.futures import ProcessPoolExecutor
 from datetime import datetime, timezone
 from importlib.metadata import version
@@ -33,14 +38,99 @@ import numpy as np
 from tqdm import tqdm
 
 import tokenizer as tokenizers
-from common import InputError, Parser, run, whole_number
+from common import InputError, Parser, run, whole_number, write_atomic
 
 PIECE = 10_000        # characters; a plain text file is cut at blank lines into documents of at least this size
-BATCH = 4_000_000     # characters that are encoded at a time
-BPE_SAMPLE = 256e6    # characters of training text that a tokenizer is trained on, at most
+BATCH = 4_000_000     # characters that are encoded at a time,
+ROWS = 500            # or documents of a stream
+SAMPLE = 256_000_000  # characters of training text that a tokenizer is trained on, at most
+SAVE_EVERY = 5        # seconds between saved states, at most; what a kill costs
+WAITS = 2, 5, 15, 45, 135  # seconds before the stream is opened again, after the client's own tries at each request
+HUB = {"fineweb-edu": ("HuggingFaceFW/fineweb-edu", "sample-10BT"), "cosmopedia": ("HuggingFaceTB/cosmopedia", "web_samples_v2")}
+BAR = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
 CPUS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
-# A source is a generator of (document, share of the source read so far); one that is asked twice gives the same documents.
+# A source gives its documents in a fixed order, a batch at a time: read(position) is a generator of (documents, how far the
+# source is read, position), and read(None) starts. A position is JSON: reading from it gives what follows the batch it came with.
+# `identity` is what must not change between the two; `share` is the source's part of the tokens.
+Source = namedtuple("Source", "name share identity read")
+
+
+def batches(documents):
+    """(document, share read) pairs -> (list of documents of about BATCH characters in all, share read)."""
+    texts, size = [], 0
+    for text, share in documents:
+        texts.append(text)
+        size += len(text)
+        if size >= BATCH:
+            yield texts, share
+            texts, size = [], 0
+    if texts:
+        yield texts, share
+
+
+def local(name, identity, documents):
+    """A source whose `documents()` always starts at the first: a position is how many to pass over."""
+    def read(position):
+        position = position or 0
+        for texts, share in batches(itertools.islice(documents(), position, None)):
+            position += len(texts)
+            yield texts, share, position
+    return Source(name, 1.0, identity, read)
+
+
+def stream(name, share):
+    """A dataset of the Hub, streamed. A position is the dataset's revision, the shard and the row.
+
+    `datasets` says which files a configuration has. Their row groups are read here, one at a time: its own iterator lets arrow
+    read far ahead, and to go on within a shard it fetches that shard again from its start. The client itself tries a failing
+    request again for half a minute; then the stream is opened anew at the last position, after each of WAITS; then OSError.
+    """
+    repo, config = HUB[name]
+
+    def read(position):
+        import datasets
+        import pyarrow.parquet
+        from huggingface_hub import HfApi, HfFileSystem
+        position = dict(position or {"revision": None, "shard": 0, "row": 0})
+        waits = iter(WAITS)
+        while True:
+            try:
+                position["revision"] = position["revision"] or HfApi().dataset_info(repo).sha
+                paths = datasets.load_dataset_builder(repo, config, revision=position["revision"]).config.data_files["train"]
+                while position["shard"] < len(paths):
+                    with HfFileSystem().open(paths[position["shard"]]) as raw, pyarrow.parquet.ParquetFile(raw) as file:
+                        for texts in rows_from(file, position["row"], "text"):
+                            position["row"] += len(texts)
+                            read_so_far = (position["shard"] + position["row"] / file.metadata.num_rows) / len(paths)
+                            yield [text or "" for text in texts], read_so_far, dict(position)
+                            waits = iter(WAITS)
+                    position.update(shard=position["shard"] + 1, row=0)
+                return
+            except Exception as error:  # the client raises its own, httpx's, pyarrow's, OSError and ValueError
+                answer = getattr(getattr(error, "response", None), "status_code", 0)
+                final = (isinstance(error, (datasets.exceptions.DatasetNotFoundError, ValueError))
+                         or 400 <= answer < 500 and answer not in (408, 429))
+                wait = None if final else next(waits, None)
+                says = f"{type(error).__name__}: {' '.join(str(error).split())}"
+                says = f"cannot stream {repo} from {datasets.config.HF_ENDPOINT} ({says})"
+                if wait is None:
+                    raise OSError(says) from error
+                tqdm.write(f"{says}; trying again in {wait} s", file=sys.stderr)
+                time.sleep(wait)
+    return Source(name, share, [repo, config], read)
+
+
+def rows_from(file, row, column):
+    """A column of an open parquet file from a row on, in lists of at most ROWS; row groups before it are not read."""
+    ends = np.cumsum([file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)])
+    group = int(np.searchsorted(ends, row, "right"))  # the one that holds the row
+    skip = row - int(ends[group - 1] if group else 0)
+    for batch in file.iter_batches(ROWS, range(group, file.num_row_groups), [column], use_threads=False):
+        texts = batch[column].to_pylist()[skip:]
+        skip = max(0, skip - len(batch))
+        if texts:
+            yield texts
 
 
 def file_docstrings(path):
@@ -62,7 +152,8 @@ def docstrings():
     with ProcessPoolExecutor(CPUS) as pool:
         found = tqdm(pool.map(file_docstrings, paths, chunksize=64), "reading docstrings", len(paths), unit="file")
         texts = list(dict.fromkeys(itertools.chain.from_iterable(found)))  # without duplicates, in order
-    return lambda: ((text, (i + 1) / len(texts)) for i, text in enumerate(texts))
+    identity = hashlib.sha256("\0".join(texts).encode(errors="replace")).hexdigest()
+    return local("docstrings", identity, lambda: ((text, (i + 1) / len(texts)) for i, text in enumerate(texts)))
 
 
 def plain_text(lines):
@@ -95,22 +186,20 @@ def json_lines(lines, path, column):
 def parquet(path, column):
     """Rows of a parquet file -> (the text in `column`, share read)."""
     import pyarrow.parquet  # a dependency of datasets
-    from datasets import load_dataset
     try:
-        about = pyarrow.parquet.read_metadata(path)
+        with pyarrow.parquet.ParquetFile(path) as file:
+            names = file.schema_arrow.names
+            if column not in names:
+                raise InputError(f"{path}: no column '{column}' (it has: {', '.join(names)}); choose with --column")
+            row = 0
+            for texts in rows_from(file, 0, column):
+                for text in texts:
+                    if not isinstance(text, str):
+                        raise InputError(f"{path}, row {row}: column '{column}' is not text")
+                    row += 1
+                    yield text, row / file.metadata.num_rows
     except pyarrow.ArrowException as error:
-        raise InputError(f"{path}: not a parquet file ({error})") from None
-    names = about.schema.to_arrow_schema().names
-    if column not in names:
-        raise InputError(f"{path}: no column '{column}' (it has: {', '.join(names)}); choose with --column")
-    rows = load_dataset("parquet", data_files=str(path), split="train", streaming=True, columns=[column])
-    try:
-        for i, row in enumerate(rows):
-            if not isinstance(row[column], str):
-                raise InputError(f"{path}, row {i}: column '{column}' is not text")
-            yield row[column], (i + 1) / about.num_rows
-    except (ValueError, pyarrow.ArrowException) as error:
-        raise InputError(f"{path}: cannot be read ({error})") from None
+        raise InputError(f"{path}: not a parquet file, or damaged ({error})") from None
 
 
 def read_file(path, column):
@@ -139,18 +228,9 @@ def files(paths, column):
             raise InputError(f"{path}: unknown kind of file (.txt, .md, .jsonl, .jsonl.gz and .parquet are known)")
         if not path.is_file():
             raise InputError(f"{path}: no such file")
-    return lambda: ((text, (i + share) / len(paths)) for i, path in enumerate(paths) for text, share in read_file(path, column))
-
-
-def fineweb_edu():
-    """FineWeb-Edu's 10-billion-token sample, streamed; how far the stream goes is not known in advance."""
-    from datasets import load_dataset
-    where = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
-    try:
-        for row in load_dataset("HuggingFaceFW/fineweb-edu", "sample-10BT", split="train", streaming=True):
-            yield row["text"], 0.0
-    except Exception as error:  # the client raises its own, httpx's, pyarrow's, OSError and ValueError
-        raise InputError(f"cannot stream HuggingFaceFW/fineweb-edu from {where} ({type(error).__name__}: {error})") from error
+    identity = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
+    return local("text", identity, lambda: ((text, (i + share) / len(paths)) for i, path in enumerate(paths)
+                                            for text, share in read_file(path, column)))
 
 
 def is_validation(text, fraction):
@@ -158,124 +238,202 @@ def is_validation(text, fraction):
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) < fraction * 2**64
 
 
-def clean(source):
+def clean(texts):
     """Drop empty documents; a lone surrogate, which no encoding of Unicode has, becomes '?'."""
-    return ((text, share) for text, share in ((t.encode(errors="replace").decode(), s) for t, s in source) if text.strip())
+    return [text for text in (t.encode(errors="replace").decode() for t in texts) if text.strip()]
 
 
-def make_tokenizer(name, source, val_fraction, limit):
-    """`gpt2`, or `bpe:N` trained on the first `limit` characters of the training documents of `source`."""
+def make_tokenizer(name, sources, val_fraction, limit):
+    """`gpt2`; or `bpe:N` or `unicode`, trained on the first training documents of the sources: `limit` characters, shared as the
+    tokens are. Returns the tokenizer and the size of that sample.
+    """
+    sample = {"documents": 0, "characters": 0}
+
     def training_text():
-        seen = 0
-        with tqdm(desc=f"training {name}", total=1.0, bar_format="{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}") as bar:
-            for text, share in source():
-                if not is_validation(text, val_fraction):
-                    yield text
-                    seen += len(text)
-                    bar.update(max(share, min(seen / limit, 1)) - bar.n)
-                if seen >= limit:
-                    break
-        if not seen:
+        with tqdm(desc=f"training {name}", total=1.0, bar_format=BAR) as bar:
+            for source in sources:
+                wanted = sample["characters"] + limit * source.share
+                for texts, share, _ in source.read(None):
+                    for text in clean(texts):
+                        if not is_validation(text, val_fraction) and sample["characters"] < wanted:
+                            yield text
+                            sample["documents"] += 1
+                            sample["characters"] += len(text)
+                    bar.update(max(bar.n, min(1, share * source.share), min(1, sample["characters"] / limit)) - bar.n)
+                    if sample["characters"] >= wanted:
+                        break
+        if not sample["characters"]:
             raise InputError("no text to train a tokenizer on: there are no documents for train")
     if name == "gpt2":
-        return tokenizers.gpt2()
+        return tokenizers.gpt2(), None
     size = re.fullmatch(r"bpe:(\d+)", name)
-    if not size:
-        raise InputError(f"unknown tokenizer '{name}' (gpt2 and bpe:N are known, as in bpe:4096)")
+    if not size and name != "unicode":
+        raise InputError(f"unknown tokenizer '{name}' (gpt2, unicode and bpe:N are known, as in bpe:4096)")
     try:
-        return tokenizers.train_bpe(training_text(), int(size[1]))
+        tok = tokenizers.train_bpe(training_text(), int(size[1])) if size else tokenizers.train_unicode(training_text())
     except ValueError as error:
         raise InputError(str(error)) from None
+    print(f"{name}: trained on the first {sample['characters']:,} characters of training text, {sample['documents']:,} documents")
+    return tok, sample
 
 
-def encode(folder, source, tok, val_fraction, wanted):
-    """Encode the documents of `source` into folder/{train,val}.bin, at most `wanted` tokens; returns what meta.json says of them."""
-    dtype = np.dtype(np.uint16 if tok.vocab_size <= 2**16 else np.uint32)
-    stats = {split: dict(tokens=0, documents=0, text_bytes=0, sha256=hashlib.sha256()) for split in ("train", "val")}
-    total = 0
-    bar = tqdm(desc="encoding", total=1.0, bar_format="{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}")
-    with open(folder / "train.bin", "wb") as train, open(folder / "val.bin", "wb") as val, bar:
-        for texts, share in batches(source):
-            written = total
-            ids = {"train": [], "val": []}
-            for text, tokens in zip(texts, tok.encode_batch(texts, CPUS)):
-                split = "val" if is_validation(text, val_fraction) else "train"
-                ids[split] += tokens
-                ids[split].append(tok.eot)
-                total += len(tokens) + 1
-                stats[split]["documents"] += 1
-                stats[split]["text_bytes"] += len(text.encode())
-                if total >= wanted:
-                    break
-            for split, file in (("train", train), ("val", val)):
-                raw = np.array(ids[split], dtype).tobytes()
-                file.write(raw)
-                stats[split]["sha256"].update(raw)
-                stats[split]["tokens"] += len(ids[split])
-            bar.set_postfix_str(f"{total:,} tokens, {total / max(bar.format_dict['elapsed'], 1e-9):,.0f} tokens/s", refresh=False)
-            bar.update(min(1, max(share, total / wanted)) - bar.n)
-            if total >= wanted:
+def documents(source, tok, at):
+    """(document, ids, share read) of a source from `at` on, which is kept up to date: `used` of the batch after `position` are done."""
+    for texts, share, position in source.read(at["position"]):
+        texts = clean(texts)
+        fresh = texts[at["used"]:]
+        for text, ids in zip(fresh, tok.encode_batch(fresh, CPUS)):
+            at["used"] += 1
+            yield text, ids, share
+        at.update(position=position, used=at["used"] - len(texts))
+
+
+def new_state(sources):
+    """Where a preparation stands that has not begun."""
+    begun = {source.name: {"position": None, "used": 0, "documents": 0, "tokens": 0} for source in sources}
+    return {"sources": begun} | {key: {"train": 0, "val": 0} for key in ("tokens", "documents", "text_bytes")}
+
+
+def encode(folder, sources, tok, val_fraction, wanted, state):
+    """Encode documents of the sources into folder/{train,val}.bin, from `state` on, until each split has its `wanted` tokens.
+
+    The next document is always from the source that is furthest behind its share. `state` is kept up to date; every SAVE_EVERY
+    seconds it is written to folder/state.json, after the tokens that it counts. Returns the name of the dtype.
+    """
+    dtype, tokens, done = np.dtype(np.uint16 if tok.vocab_size <= 2**16 else np.uint32), state["tokens"], state["sources"]
+    pending = {split: array.array("I") for split in wanted}
+    found = {source.name: documents(source, tok, done[source.name]) for source in sources}
+    share_of = {source.name: source.share for source in sources}
+    with contextlib.ExitStack() as stack:
+        files = {split: stack.enter_context(open(folder / f"{split}.bin", "ab")) for split in wanted}
+        for split, file in files.items():
+            if file.tell() < tokens[split] * dtype.itemsize:
+                raise InputError(f"{file.name} has {file.tell():,} bytes, state.json counts {tokens[split]:,} tokens")
+            file.truncate(tokens[split] * dtype.itemsize)  # what came after the state was saved
+
+        def save():
+            for split, file in files.items():
+                file.write(np.frombuffer(pending[split], np.uint32).astype(dtype))
+                pending[split] = array.array("I")
+                file.flush()
+                os.fsync(file.fileno())
+            write_atomic(folder / "state.json", lambda file: file.write(json.dumps(state).encode()))
+
+        first, begun = sum(tokens.values()), time.monotonic()
+        bar = tqdm(desc="encoding", total=1.0, initial=min(1, tokens["train"] / wanted["train"]), bar_format=BAR)
+        stack.enter_context(bar)
+        save()
+        saved = shown = begun
+        while tokens["train"] < wanted["train"] or tokens["val"] < wanted["val"]:
+            name = min(found, key=lambda name: done[name]["tokens"] / share_of[name])
+            text, ids, share = next(found[name], (None, None, None))
+            if text is None:
                 break
-        for file in (train, val):
-            file.flush()
-            os.fsync(file.fileno())
-    for split in stats.values():
-        split["sha256"] = split["sha256"].hexdigest()
-    return {"dtype": dtype.name} | {key: {split: stats[split][key] for split in stats} for key in stats["train"]}
+            split = "val" if is_validation(text, val_fraction) else "train"
+            if tokens[split] < wanted[split]:
+                pending[split].extend(ids)
+                pending[split].append(tok.eot)
+                tokens[split] += len(ids) + 1
+                done[name]["tokens"] += len(ids) + 1
+                done[name]["documents"] += 1
+                state["documents"][split] += 1
+                state["text_bytes"][split] += len(text.encode())
+            if (now := time.monotonic()) - shown >= 0.2:
+                total = sum(tokens.values())
+                bar.set_postfix_str(f"{total:,} tokens, {(total - first) / (now - begun):,.0f} tokens/s", False)
+                bar.update(max(bar.n, share, min(1, tokens["train"] / wanted["train"])) - bar.n)
+                shown = now
+            if now - saved >= SAVE_EVERY or len(pending[split]) >= 2**22:
+                save()
+                saved = now
+        save()
+        bar.update(1 - bar.n)
+    return dtype.name
 
 
-def batches(source):
-    """(document, share) pairs -> (list of documents of about BATCH characters in all, share)."""
-    texts, size = [], 0
-    for text, share in source:
-        texts.append(text)
-        size += len(text)
-        if size >= BATCH:
-            yield texts, share
-            texts, size = [], 0
-    if texts:
-        yield texts, share
+def finish(folder, final, meta):
+    """Write meta.json and put the folder in its place; with --overwrite the old data leaves only when the new is complete."""
+    meta["checksum"] = hashlib.sha256(json.dumps(meta).encode()).hexdigest()
+    write_atomic(folder / "meta.json", lambda file: file.write(json.dumps(meta, indent=1).encode() + b"\n"))
+    replaced = Path(f"{final}.replaced")
+    if final.exists():
+        shutil.rmtree(replaced, ignore_errors=True)
+        os.rename(final, replaced)
+    os.rename(folder, final)
+    shutil.rmtree(replaced, ignore_errors=True)
+    for name in ("state.json", "tokenizer.json", "lock"):
+        os.remove(final / name)
 
 
-def prepare(args, source):
-    """Make the tokenizer, encode, check that there is something on both sides, and put the finished folder in its place."""
+def prepare(args, sources):
+    """Make the tokenizer, encode, check that there is something on both sides, and finish; or go on where an earlier call was ended."""
     final, folder = Path("data") / args.name, Path("data") / f"{args.name}.partial"
+    infinite = float("inf")
+    wanted, val_fraction = {"train": infinite, "val": infinite}, args.val_fraction
+    if args.tokens:  # the share that gives both splits at the same time; what is left over of a full split is dropped
+        wanted = {"train": args.tokens, "val": args.val_tokens or max(1, args.tokens // 50)}
+        val_fraction = max(wanted["val"] / sum(wanted.values()), 0.001)
+    versions = {"python": platform.python_version()} | {p: version(p) for p in ("numpy", "tiktoken", "rustbpe", "datasets")}
+    command = shlex.join(["python", os.path.basename(sys.argv[0]), *sys.argv[1:]])
+    job = {"arguments": {key: str(value) for key, value in vars(args).items() if key not in ("overwrite", "allow_short")},
+           "sources": [[source.name, source.share, source.identity] for source in sources], "versions": versions}
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "lock", "w") as lock:
+    with open(folder / "lock", "a") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise InputError(f"{folder} is being written by another process") from None
+        saved, state = folder / "state.json", None
+        if saved.exists():
+            try:
+                state = json.loads(saved.read_bytes())
+                tok = tokenizers.from_state(json.loads((folder / "tokenizer.json").read_bytes()))
+                same, begun_by = state["job"] == json.loads(json.dumps(job)), state["command"]
+            except (ValueError, KeyError, TypeError):
+                same, begun_by = False, "a run whose state.json or tokenizer.json is damaged"
+            if not same:
+                if not args.overwrite:
+                    raise InputError(f"{folder} was begun by {begun_by}; with other options, text or libraries --overwrite starts over")
+                os.remove(saved)
+                state = None
         try:
-            wanted = args.tokens or float("inf")
-            tok = make_tokenizer(args.tokenizer, lambda: clean(source()), args.val_fraction, min(BPE_SAMPLE, 5 * wanted))
-            stats = encode(folder, clean(source()), tok, args.val_fraction, wanted)
-            for split, tokens in stats["tokens"].items():
-                if not tokens:
-                    documents = sum(stats["documents"].values())
-                    raise InputError(f"no text for {split}: {documents} documents, --val_fraction={args.val_fraction}")
-            if (total := sum(stats["tokens"].values())) < wanted < float("inf") and not args.allow_short:
-                raise InputError(f"the stream ended after {total:,} of {args.tokens:,} tokens; --allow_short keeps what there is")
-            meta = {"name": args.name, "vocab_size": tok.vocab_size} | stats | {
-                "command": shlex.join(["python", os.path.basename(sys.argv[0]), *sys.argv[1:]]),
-                "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-                "versions": {"python": platform.python_version()} | {p: version(p) for p in ("numpy", "tiktoken", "rustbpe", "datasets")},
-                "tokenizer": tok.state}
-            meta["checksum"] = hashlib.sha256(json.dumps(meta).encode()).hexdigest()
-            (folder / "meta.json").write_text(json.dumps(meta, indent=1) + "\n")
-            os.remove(folder / "lock")
-            replaced = Path(f"{final}.replaced")
-            if final.exists():  # --overwrite: the old data leaves only when the new is complete
-                shutil.rmtree(replaced, ignore_errors=True)
-                os.rename(final, replaced)
-            os.rename(folder, final)
-            shutil.rmtree(replaced, ignore_errors=True)
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
-            with contextlib.suppress(OSError):  # data/ itself goes if it is empty
-                folder.parent.rmdir()
-    print(f"{final}: {meta['tokens']['train']:,} training tokens, {meta['tokens']['val']:,} validation tokens, "
-          f"{tok.vocab_size:,} ids, {sum(meta['text_bytes'].values()) / sum(meta['tokens'].values()):.2f} bytes/token")
+            if state:
+                print(f"going on with {folder} at {sum(state['tokens'].values()):,} tokens")
+            else:
+                tok, sample = make_tokenizer(args.tokenizer, sources, val_fraction, min(SAMPLE, 5 * sum(wanted.values())))
+                write_atomic(folder / "tokenizer.json", lambda file: file.write(json.dumps(tok.state).encode()))
+                state = new_state(sources) | {"job": job, "command": command, "sample": sample}
+            dtype = encode(folder, sources, tok, val_fraction, wanted, state)
+            tokens = state["tokens"]
+            for split in tokens:
+                if not tokens[split]:
+                    found = sum(state["documents"].values())
+                    raise InputError(f"no text for {split}: {found} documents, validation share {val_fraction:g}")
+            if any(tokens[split] < wanted[split] < infinite for split in tokens) and not args.allow_short:
+                had = " and ".join(f"{tokens[split]:,} of {wanted[split]:,} {split} tokens" for split in tokens)
+                raise OSError(f"the stream ended after {had}; with --allow_short these are kept")
+            meta = {"name": args.name, "vocab_size": tok.vocab_size, "dtype": dtype}
+            meta |= {key: state[key] for key in ("tokens", "documents", "text_bytes")} | {"sha256": {}}
+            for split in tokens:
+                with open(folder / f"{split}.bin", "rb") as file:
+                    meta["sha256"][split] = hashlib.file_digest(file, "sha256").hexdigest()
+            meta |= {"sources": state["sources"], "sample": state["sample"], "command": command,
+                     "date": datetime.now(timezone.utc).isoformat(timespec="seconds"), "versions": versions,
+                     "tokenizer": tok.state}
+            finish(folder, final, meta)
+        except BaseException as error:
+            if isinstance(error, InputError) or not saved.exists():
+                shutil.rmtree(folder, ignore_errors=True)
+                with contextlib.suppress(OSError):  # data/ itself goes if it is empty
+                    folder.parent.rmdir()
+                raise
+            kept = f"{folder} is kept, the same command goes on from there"
+            if isinstance(error, OSError):
+                raise OSError(f"{error}; {kept}") from error
+            print(kept, file=sys.stderr)
+            raise
+    print(f"{final}: {tokens['train']:,} training tokens, {tokens['val']:,} validation tokens, "
+          f"{tok.vocab_size:,} ids, {sum(meta['text_bytes'].values()) / sum(tokens.values()):.2f} bytes/token")
 
 
 def fraction(text):
@@ -285,28 +443,51 @@ def fraction(text):
     return value
 
 
+def mixed(text):
+    """An argparse type: NAME=SHARE -> (name, share). Raises ValueError."""
+    name, _, share = text.partition("=")
+    if name not in HUB or name == "fineweb-edu":
+        raise ValueError
+    return name, fraction(share)
+
+
 def main():
     parser = Parser(description=__doc__)
     kinds = parser.add_subparsers(dest="kind", required=True, metavar="docstrings|text|fineweb-edu")
     for kind, default in (("docstrings", "bpe:4096"), ("text", "gpt2"), ("fineweb-edu", "gpt2")):
         sub = kinds.add_parser(kind)
-        sub.add_argument("--name", default=None if kind == "text" else kind, required=kind == "text", help="the folder below data/")
-        sub.add_argument("--tokenizer", default=default, help="gpt2, or bpe:N trained on the training text")
-        sub.add_argument("--val_fraction", type=fraction, default=0.02, help="share of the documents kept for validation")
-        sub.add_argument("--overwrite", action="store_true", help="replace data/NAME once the new data is complete")
-        sub.set_defaults(tokens=None, allow_short=False)
+        own = kind != "text"
+        sub.add_argument("--name", default=kind if own else None, required=not own, help="the folder below data/")
+        sub.add_argument("--tokenizer", default=default,
+                         help=f"gpt2; or bpe:N or unicode, trained on the first {SAMPLE:,} characters (at most) of training text")
+        sub.add_argument("--overwrite", action="store_true",
+                         help="replace data/NAME once the new is complete; start over where another left data/NAME.partial")
+        sub.set_defaults(tokens=None, val_tokens=None, val_fraction=None, allow_short=False, mix=[])
+        if kind != "fineweb-edu":
+            sub.add_argument("--val_fraction", type=fraction, default=0.02, help="share of the documents kept for validation")
         if kind == "text":
             sub.add_argument("files", nargs="+", type=Path)
             sub.add_argument("--column", default="text", help="of .jsonl and .parquet files")
         if kind == "fineweb-edu":
-            sub.add_argument("--tokens", type=whole_number, default=10_000_000, help="how many to take, both splits together")
+            sub.add_argument("--tokens", type=whole_number, default=10_000_000,
+                             help="how many training tokens; the last document is whole")
+            sub.add_argument("--val_tokens", type=whole_number, help="how many validation tokens (default: 2 %% of --tokens)")
+            sub.add_argument("--mix", type=mixed, action="append", metavar="cosmopedia=SHARE",
+                             help="share of the tokens that come from HuggingFaceTB/cosmopedia, web_samples_v2")
             sub.add_argument("--allow_short", action="store_true", help="accept a stream that ends earlier")
     args = parser.parse_args()
     if not re.fullmatch(r"[\w-][\w.-]*", args.name):
         raise InputError(f"--name='{args.name}' is not a plain folder name")
     if (Path("data") / args.name).exists() and not args.overwrite:
         raise InputError(f"data/{args.name} exists; --overwrite replaces it")
-    prepare(args, {"docstrings": docstrings, "text": lambda: files(args.files, args.column), "fineweb-edu": lambda: fineweb_edu}[args.kind]())
+    shares = dict(args.mix)
+    if len(shares) < len(args.mix) or sum(shares.values()) >= 1:
+        raise InputError("--mix: the shares are one for each source and leave something for fineweb-edu")
+    if args.kind == "fineweb-edu":
+        sources = [stream(name, share) for name, share in {"fineweb-edu": 1 - sum(shares.values()), **shares}.items()]
+    else:
+        sources = [docstrings() if args.kind == "docstrings" else files(args.files, args.column)]
+    prepare(args, sources)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@
 
 A sample ends at <|endoftext|> or after --max_new_tokens; past the model's context the window slides.
 """
-import codecs
 import json
 import shutil
 import sys
@@ -42,12 +41,15 @@ def prompt_ids(model, tok, prompt, oov=None):
 def continuation(model, tok, ids, seed, **how):
     """Continue ids (1, T) up to <|endoftext|>; yields text as it comes, whole characters only. `how`: arguments of `GPT.generate`."""
     generator = torch.Generator(ids.device).manual_seed(seed)
-    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    held = []  # ids that end within a character
     for next_id in model.generate(ids, generator=generator, **how):
         if next_id.item() == tok.eot:
             break
-        yield decoder.decode(tok.decode_bytes([next_id.item()]))
-    yield decoder.decode(b"", final=True)
+        held.append(next_id.item())
+        if not (text := tok.decode(held)).endswith("\ufffd"):
+            yield text
+            held.clear()
+    yield tok.decode(held)
 
 
 def highlight(text, word):

@@ -80,9 +80,10 @@ def test_ids_fit_their_type(tmp_path, bpe, V, dtype):
     class Padded:  # the trained BPE with ids moved to the end of a vocabulary of V
         vocab_size, eot = V, V - 1
         encode_batch = staticmethod(lambda texts, threads: bpe.encode_batch(texts, threads))
-    stats = prepare.encode(tmp_path, [("some text", 1.0)], Padded, 0.02, float("inf"))
+    sources = [prepare.local("one", None, lambda: iter([("some text", 1.0)]))]
+    found = prepare.encode(tmp_path, sources, Padded, 0.02, dict.fromkeys(("train", "val"), float("inf")), prepare.new_state(sources))
     ids = np.fromfile(tmp_path / "train.bin", dtype)
-    assert stats["dtype"] == dtype and ids.tolist() == [*bpe.encode("some text"), V - 1]
+    assert found == dtype and ids.tolist() == [*bpe.encode("some text"), V - 1]
 
 
 def test_every_kind_of_file_gives_the_same_documents(tmp_path, call, docs):
@@ -126,7 +127,7 @@ def test_equal_documents_stay_on_one_side(tmp_path, call, docs):
 # ---- what is kept ----------------------------------------------------------------------------------------------------------------
 
 def test_killed_preparation_leaves_nothing_that_looks_finished(tmp_path, data_dir, small_data):
-    """SIGKILL while it encodes: no data/NAME. The same name can then be prepared, and equals what an undisturbed run gives."""
+    """SIGKILL while it encodes: no data/NAME. Another command for the same name is then refused, and with --overwrite starts over."""
     _, tok, ids = load(data_dir)
     (tmp_path / "big.txt").write_text(tok.decode(ids["train"][:4_000_000].tolist()))
     process = subprocess.Popen(command("prepare.py", "text", "big.txt", "--name=small", "--tokenizer=bpe:260"), cwd=tmp_path, stderr=subprocess.DEVNULL)
@@ -138,7 +139,11 @@ def test_killed_preparation_leaves_nothing_that_looks_finished(tmp_path, data_di
     assert process.wait() == -signal.SIGKILL
     assert [p.name for p in (tmp_path / "data").iterdir()] == ["small.partial"] and not list(tmp_path.rglob("meta.json"))
 
-    script("prepare.py", "text", small_data / "docs.jsonl", "--name=small", "--tokenizer=bpe:512", "--val_fraction=0.1", cwd=tmp_path)
+    other = "text", small_data / "docs.jsonl", "--name=small", "--tokenizer=bpe:512", "--val_fraction=0.1"
+    before = tree(tmp_path)
+    line = error_line(script("prepare.py", *other, cwd=tmp_path, status=2).stderr)
+    assert "prepare.py text big.txt --name=small --tokenizer=bpe:260" in line and "--overwrite" in line and tree(tmp_path) == before
+    script("prepare.py", *other, "--overwrite", cwd=tmp_path)
     assert [p.name for p in (tmp_path / "data").iterdir()] == ["small"]
     for name in ("train.bin", "val.bin"):
         assert (tmp_path / "data" / "small" / name).read_bytes() == (small_data / "data" / "small" / name).read_bytes()
@@ -196,7 +201,7 @@ def test_bad_files(tmp_path, refuse, name):
 
 
 @pytest.mark.parametrize("options, says", [
-    ("", "--name"), ("--name=../x", "plain folder name"), ("--name=", "plain folder name"), ("--name=x --tokenizer=word", "gpt2 and bpe:N"),
+    ("", "--name"), ("--name=../x", "plain folder name"), ("--name=", "plain folder name"), ("--name=x --tokenizer=word", "gpt2, unicode and bpe:N"),
     ("--name=x --tokenizer=bpe:10", "too small"), ("--name=x --tokenizer=bpe:60000", "gives only"), ("--name=x --tokenizer=bpe:" + "9" * 30, "bpe"),
     ("--name=x --val_fraction=1", "val_fraction"), ("--name=x --val_fraction=nan", "val_fraction"), ("--name=x --nane=y", "nane"), ("absent.txt --name=x", "absent.txt: no such file"),
     ("folder.txt --name=x", "folder.txt: no such file")])
