@@ -133,6 +133,14 @@ def rows_from(file, row, column):
             yield texts
 
 
+def blocks(tree):
+    """A syntax tree and the statements in it, as ast.walk gives them but without the expressions, which are most of it."""
+    nodes = [tree]
+    for node in nodes:
+        yield node
+        nodes += [n for n in ast.iter_child_nodes(node) if isinstance(n, (ast.stmt, ast.excepthandler, ast.match_case))]
+
+
 def file_docstrings(path):
     """The docstrings of one Python file, top to bottom; none from a file that does not parse."""
     try:
@@ -141,7 +149,7 @@ def file_docstrings(path):
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return []
     documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-    found = ((node, ast.get_docstring(node)) for node in ast.walk(tree) if isinstance(node, documented))
+    found = ((node, ast.get_docstring(node)) for node in blocks(tree) if isinstance(node, documented))
     return [text for node, text in sorted(found, key=lambda pair: getattr(pair[0], "lineno", 0)) if text]
 
 

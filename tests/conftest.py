@@ -119,12 +119,30 @@ def small_data(tmp_path_factory, docs):
     return folder
 
 
-@pytest.fixture(scope="session")
-def docstrings(tmp_path_factory):
-    """A folder in which `python prepare.py docstrings`, the default preparation, was run."""
+def pytest_collection_modifyitems(items):
+    """Tests that need what is made ahead come last."""
+    items.sort(key=lambda item: ("docstrings" in item.fixturenames) + ("runs" in item.fixturenames))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def ahead(request, tmp_path_factory):
+    """What takes long to make is begun at once, beside the tests that do not need it: {fixture: Future}."""
+    needed = {name for item in request.session.items for name in item.fixturenames}
     folder = tmp_path_factory.mktemp("docstrings")
+    work = {"docstrings": make_docstrings, "runs": make_runs}
+    with ThreadPoolExecutor(1) as pool:
+        yield {name: pool.submit(make, folder) for name, make in work.items() if name in needed}
+
+
+def make_docstrings(folder):
     script("prepare.py", "docstrings", cwd=folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def docstrings(ahead):
+    """A folder in which `python prepare.py docstrings`, the default preparation, was run."""
+    return ahead["docstrings"].result()
 
 
 @pytest.fixture(scope="session")
@@ -132,9 +150,7 @@ def data_dir(docstrings):
     return docstrings / "data" / "docstrings"
 
 
-@pytest.fixture(scope="session")
-def runs(docstrings):
-    """{name: out/NAME} of short real runs on the docstrings: every arm, another seed, and two ranks that accumulate two micro-batches."""
+def make_runs(docstrings):
     jobs = {arm: ([f"configs/{arm}.py", *SHORT], 0) for arm in ARMS}
     jobs["bpe_tied"][0].append(f"--max_steps={LONG}")
     jobs["seed2"] = ["configs/binary.py", *SHORT, "--seed=2", "--max_steps=5"], 0
@@ -147,6 +163,12 @@ def runs(docstrings):
         return name, docstrings / "out" / name
     with ThreadPoolExecutor(CORES) as pool:
         return dict(pool.map(job, sorted(jobs, key=lambda name: name != "ranks2")))
+
+
+@pytest.fixture(scope="session")
+def runs(docstrings, ahead):
+    """{name: out/NAME} of short real runs on the docstrings: every arm, another seed, and two ranks that accumulate two micro-batches."""
+    return ahead["runs"].result()
 
 
 def records(run):

@@ -180,9 +180,10 @@ def test_a_non_finite_gradient_stops_the_run(small_data):
 
 def test_torchrun_restarts_a_killed_worker(small_data):
     """--max_restarts: one of two workers dies by SIGKILL; one restart goes on from the last checkpoint and ends as if nothing had been."""
-    script("train.py", *FAST, "--run=two", cwd=small_data, ranks=2)
-    process = start(small_data, *FAST, "--run=restarted", ranks=2, options=["--max_restarts=1"])
-    wait_for(process, "step 6/40")
+    argv = [*FAST, "--max_steps=12"]
+    script("train.py", *argv, "--run=two", cwd=small_data, ranks=2)
+    process = start(small_data, *argv, "--run=restarted", ranks=2, options=["--max_restarts=1"])
+    wait_for(process, "step 6/12")
     workers = subprocess.run(["pgrep", "-P", str(process.pid), "-f", "train.py"], capture_output=True, text=True).stdout.split()
     assert len(workers) == 2
     os.kill(int(workers[1]), signal.SIGKILL)

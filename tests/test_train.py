@@ -124,7 +124,7 @@ def test_what_a_run_leaves(runs):
 
 def test_stopped_runs_continue_bit_for_bit(small_data):
     """A run that is killed, continued, asked to stop and continued again gives the losses and weights of the run that was not, bit for bit."""
-    argv = ["configs/tiny.py", "configs/affine.py", *SHORT, "--dataset=small", "--max_steps=120", "--eval_interval=40", "--dropout=0.1"]
+    argv = ["configs/tiny.py", "configs/affine.py", *SHORT, "--dataset=small", "--max_steps=60", "--eval_interval=20", "--dropout=0.1"]
 
     def until(name, step, number):
         """Start or continue the run, send it a signal once it has logged `step`; its exit status."""
@@ -137,16 +137,16 @@ def test_stopped_runs_continue_bit_for_bit(small_data):
         return process.wait(60)
 
     script("train.py", *argv, "--run=whole", cwd=small_data)
-    assert until("parts", 50, signal.SIGKILL) == -signal.SIGKILL
-    assert load_checkpoint(small_data / "out" / "parts")["step"] == 40
-    assert until("parts", 85, signal.SIGTERM) == 128 + signal.SIGTERM
-    assert 85 <= load_checkpoint(small_data / "out" / "parts")["step"] < 120
+    assert until("parts", 25, signal.SIGKILL) == -signal.SIGKILL
+    assert load_checkpoint(small_data / "out" / "parts")["step"] == 20
+    assert until("parts", 45, signal.SIGTERM) == 128 + signal.SIGTERM
+    assert 45 <= load_checkpoint(small_data / "out" / "parts")["step"] < 60
     script("train.py", *argv, "--run=parts", "--resume", cwd=small_data)
     whole, parts = small_data / "out" / "whole", small_data / "out" / "parts"
     for key in ("loss", "grad_norm", "lr", "batch_crc", "val_loss", "val_bpb", "input_norm"):
         assert series(whole, key) == series(parts, key), key
     steps = [r["step"] for r in records(parts) if "loss" in r]
-    assert steps == list(range(1, 121)) and [r["step"] for r in records(parts) if "val_loss" in r] == [0, 40, 80, 120]
+    assert steps == list(range(1, 61)) and [r["step"] for r in records(parts) if "val_loss" in r] == [0, 20, 40, 60]
     one, other = (load_checkpoint(run)["model"] for run in (whole, parts))
     assert all(torch.equal(one[name], other[name]) for name in one)
 
