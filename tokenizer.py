@@ -16,7 +16,6 @@ import re
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-import rustbpe
 import tiktoken
 
 # GPT-2's rule for cutting text into pieces before merging, in the possessive form that tiktoken runs (same pieces, faster).
@@ -167,6 +166,7 @@ def train_bpe(texts, vocab_size):
     """
     if not 257 <= vocab_size <= 2**31:
         raise ValueError(f"bpe:{vocab_size} is too {'small' if vocab_size < 257 else 'large'}: 256 bytes and <|endoftext|> need 257, 2^31 is the most")
+    import rustbpe  # where nothing is trained, nothing needs it
     trainer = rustbpe.Tokenizer()
     trainer.train_from_iterator(iter(texts), vocab_size - 1, pattern=SPLIT_PATTERN)
     tokens = [bytes(token) for token, _ in sorted(trainer.get_mergeable_ranks(), key=lambda pair: pair[1])]

@@ -9,7 +9,7 @@
 # Time       about 0.2 hours a run at 45 % MFU, 24 runs: 4 to 6 hours with validations; preparing the text about an hour of 32 cores.
 #            `python train.py configs/gpt2_124m.py configs/kron.py --dry_run=8` has the arithmetic.
 # Disk       5 GB of tokens, 1.5 GB of checkpoint a run (twice where the best is not the last): 41 to 77 GB in all.
-# Stopped?   The same command continues: finished runs are skipped, a stopped run goes on.
+# Stopped?   The same command continues: prepared text is kept, finished runs are skipped, a stopped run goes on.
 #
 # On two machines with data/ and out/ shared, start each run on both with
 #     torchrun --nnodes=2 --nproc_per_node=8 --rdzv_backend=c10d --rdzv_endpoint=FIRST_HOST:29500 --rdzv_id=RUN -- \
@@ -28,7 +28,7 @@ if [ "${SMOKE:-}" ]; then
              --max_steps=20 --warmup_steps=4 --eval_interval=10 --eval_tokens=4096 --learning_rate=3e-3 --min_lr=3e-4)
     [ -d data/$data ] || python prepare.py docstrings
 else
-    [ -d data/$data ] || python prepare.py fineweb-edu --tokens="$TOKENS" --name=$data
+    [ -d data/$data ] || python prepare.py fineweb-edu --tokens="$TOKENS" --val_tokens=10e6 --name=$data
 fi
 
 runs=()

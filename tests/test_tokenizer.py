@@ -1,12 +1,13 @@
 """Text <-> ids, and the true bytes of every token."""
 import json
+import random
 from collections import Counter
 
 import pytest
 import rustbpe
 import tiktoken
 
-from tokenizer import END_OF_TEXT, SPLIT_PATTERN, from_state, token_bytes, train_bpe
+from tokenizer import END_OF_TEXT, SPLIT_PATTERN, UnicodeTokenizer, from_state, token_bytes, train_bpe, train_unicode
 
 HARD = ["", " ", "\n\n\t x\r\n", "naïve café — 東京 🙂👩‍👩‍👧", "don't I'LL 1234567 x_y", "\0\x7f\ufeff\ufffd", f"a{END_OF_TEXT}b {END_OF_TEXT}"]
 
@@ -106,3 +107,79 @@ def test_impossible_sizes(docs, size, says):
 def test_what_is_no_tokenizer_is_refused(state):
     with pytest.raises(ValueError):
         from_state(state)
+
+
+# ---- the unicode tokenizer -------------------------------------------------------------------------------------------------------
+
+@pytest.fixture(scope="module")
+def unicode(docs):
+    """Trained on the docstrings: all 6,400 merges are taken, so every private-use character needs its two low surrogates."""
+    return train_unicode(docs)
+
+
+def random_texts(count, seed=0):
+    """Texts of random code points: of every plane, private use, the ends of each range, and the letters that merges are made of."""
+    rng = random.Random(seed)
+    ranges = [(0, 0x7F), (0x80, 0xD7FF), (0xE000, 0xF8FF), (0xF900, 0xFFFF), (0xFFFE, 0xFFFF)]
+    ranges += [(plane << 16, plane << 16 | 0xFFFF) for plane in range(1, 17)]
+    for _ in range(count):
+        points = [rng.choice([rng.randint(*ends), rng.choice(ends)]) for ends in rng.choices(ranges, k=rng.randint(1, 40))]
+        yield "".join(chr(c) + rng.choice(["", "the ", "ing"]) for c in points)
+
+
+def test_unicode_is_lossless(unicode, docs):
+    """Random code points of every plane, and real text, come back; no id is outside the vocabulary, the separator, or a stand-in for many."""
+    for text in [*random_texts(3000), *docs, *HARD, "\uffff", "\ue000\uf8ff\ud7ff\U00010000\U0010ffff"]:
+        ids = unicode.encode(text)
+        assert all(0 <= i < 0xFFFF for i in ids)
+        assert unicode.decode(ids) == text and unicode.decode_bytes(ids) == text.encode()
+
+
+def test_unicode_gives_every_code_point_its_own_id():
+    """Without merges: each of the Basic Multilingual Plane's code points is its own id, and those above are their two surrogates."""
+    plain = UnicodeTokenizer([], [])
+    points = [*range(0xD800), *range(0xE000, 0xFFFF)]
+    assert plain.encode_batch([chr(c) for c in points], 1) == [[c] for c in points]
+    for c in (0x10000, 0x1F642, 0xFFFFF, 0x10FFFF):
+        raw = chr(c).encode("utf-16-be")
+        assert plain.encode(chr(c)) == [int.from_bytes(raw[:2]), int.from_bytes(raw[2:])]
+
+
+def test_unicode_merges_the_longest_match(unicode, docs):
+    """The 6,400 merges are the most frequent bigrams and trigrams of the sample; at each place a trigram goes before a bigram."""
+    counts = Counter(text[i:i + n] for text in docs for n in (2, 3) for i in range(len(text) - n + 1))
+    counts = {gram: times for gram, times in counts.items() if all(c < "\ud800" or "\uf900" <= c < "\uffff" for c in gram)}
+    assert len(unicode.merges) == 6400
+    assert sorted(counts[m] for m in unicode.merges) == sorted(sorted(counts.values())[-6400:])
+    small = UnicodeTokenizer(["the"], ["th", "he", "e "])
+    assert [small.decode([i]) for i in small.encode("thehe th")] == ["the", "he", " ", "th"]
+    assert max(map(len, map(unicode.encode, docs))) < max(map(len, docs)) / 2
+
+
+def test_unicode_bytes(unicode):
+    """token_bytes is UTF-8; a lone surrogate has its three WTF-8 bytes, a merge the bytes of its characters; all differ."""
+    spelled = token_bytes(unicode)
+    assert len(spelled) == len(set(spelled)) == unicode.vocab_size == 65536
+    assert spelled[0x41] == b"A" and spelled[0x20AC] == "€".encode() and spelled[0xD83D] == b"\xed\xa0\xbd" and spelled[0xDE42] == b"\xed\xb9\x82"
+    assert spelled[0xE000:0xF900] == [merge.encode() for merge in unicode.merges] and spelled[-1] == END_OF_TEXT.encode()
+    assert all(unicode.decode_bytes([i]) == raw for i, raw in enumerate(spelled))
+
+
+def test_unicode_state_and_batches(unicode, docs):
+    """Saved and read back it is the same; batches on threads give what single texts give; a lone surrogate reads as U+FFFD."""
+    again = from_state(json.loads(json.dumps(unicode.state)))
+    texts = [*random_texts(200, seed=1), *docs[:100], *HARD]
+    assert again.merges == unicode.merges and again.encode_batch(texts, 2) == [unicode.encode(text) for text in texts]
+    assert unicode.decode(unicode.encode("a\ud800b")) == "a\ufffdb"
+
+
+def test_unicode_samples_are_trained_alike_in_any_portions(docs):
+    """What is learned depends on the text, not on how the memory-bound counting cuts it up; nothing merges across documents."""
+    assert train_unicode(docs * 8).merges == train_unicode(docs).merges
+    assert "xy" not in train_unicode(["x", "y"] * 5).merges
+
+
+@pytest.mark.parametrize("trigrams, bigrams", [(["ab"], []), ([], ["abc"]), (["abc", "abc"], []), ([], ["a\ue000"]), ([], [chr(i) + "a" for i in range(7000)])])
+def test_what_are_no_merges_is_refused(trigrams, bigrams):
+    with pytest.raises(ValueError, match="merges"):
+        UnicodeTokenizer(trigrams, bigrams)
