@@ -13,6 +13,7 @@ import os
 import shlex
 import statistics
 import sys
+from collections import defaultdict
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -62,14 +63,16 @@ def is_finished(run):
 def refuse_unmatched(runs):
     """InputError, naming the first difference, if runs differ in anything but arm and seed, or if equal seeds saw other batches."""
     def rest(run):
-        return {k: v for k, v in run["header"]["config"].items() if k not in (*ARM_KEYS, "seed", "run", "wandb_log")} | {"data": run["header"]["data"]}
+        config, free = run["header"]["config"], (*ARM_KEYS, "seed", "run", "wandb_log")
+        return {k: v for k, v in config.items() if k not in free} | {"data": run["header"]["data"]}
 
     def arm_keys(run):
         return {k: run["header"]["config"].get(k) for k in ARM_KEYS}
 
     first, arms, pairs = runs[0], {}, {}
     for r in runs:
-        for a, b, what in ((rest(first), rest(r), first), (arm_keys(arms.setdefault(r["header"]["arm"], r)), arm_keys(r), arms[r["header"]["arm"]])):
+        like = arms.setdefault(r["header"]["arm"], r)
+        for a, b, what in ((rest(first), rest(r), first), (arm_keys(like), arm_keys(r), like)):
             for key in {**a, **b}:
                 if a.get(key) != b.get(key):
                     raise InputError(f"not comparable: {key} is {a.get(key)} in {what['name']} and {b.get(key)} in {r['name']}")
@@ -116,14 +119,15 @@ def steps_to_match(vals, target):
 
 
 def paired(arm, base):
-    """The gap arm - base, paired by seed: {seed: run} twice -> summaries in nats and percent, and a verdict. None with no common seed."""
+    """The gap arm - base, paired by seed: {seed: run} twice -> summaries and a verdict. None with no common seed."""
     seeds = sorted(arm.keys() & base.keys())
     if not seeds:
         return None
     finals = [(arm[s]["vals"][-1]["val_loss"], base[s]["vals"][-1]["val_loss"]) for s in seeds]
     gap = summary(a - b for a, b in finals)
     low, high = gap["interval"] or (0, 0)
-    verdict = "one seed, no interval" if gap["n"] == 1 else "lower" if high < 0 else "higher" if low > 0 else f"not resolved at {gap['n']} seeds"
+    verdict = ("one seed, no interval" if gap["n"] == 1 else
+               "lower" if high < 0 else "higher" if low > 0 else f"not resolved at {gap['n']} seeds")
     matches = [steps_to_match(arm[s]["vals"], b) for s, (_, b) in zip(seeds, finals)]
     reached = [arm[s]["vals"][-1]["step"] / m for s, m in zip(seeds, matches) if m]
     return {"seeds": seeds, "gap": gap, "percent": summary(100 * (a - b) / b for a, b in finals), "verdict": verdict,
@@ -172,8 +176,9 @@ def interval(s, digits=4):
 
 def gap_cells(p):
     """The cells that every paired row shares."""
-    n = p["gap"]["n"]
-    match = "not reached" if not p["reached"] else pm(p["speedup"], 2) + "x" + (f" ({p['reached']} of {n} seeds)" if p["reached"] < n else "")
+    n, match = p["gap"]["n"], "not reached"
+    if p["reached"]:
+        match = pm(p["speedup"], 2) + "x" + (f" ({p['reached']} of {n} seeds)" if p["reached"] < n else "")
     return [n, pm(p["gap"], 4, "+"), interval(p["gap"]), pm(p["percent"], 2, "+"), pm(p["ppl_ratio"], 3), match, p["verdict"]]
 
 
@@ -182,14 +187,16 @@ def tables(result):
     loss, gaps = [], []
     for arm, a in result["arms"].items():
         start, end = a["input_norm"]
-        loss.append([arm, len(a["seeds"]), *(f"{a['params'][k]:,}" for k in ("input", "body", "head", "total")), pm(a["val_loss"]), pm(a["val_ppl"], 2),
-                     pm(a["val_bpb"]), f"{a['tokens_per_s']['mean']:,.0f}" if a["tokens_per_s"] else "-",
+        loss.append([arm, len(a["seeds"]), *(f"{a['params'][k]:,}" for k in ("input", "body", "head", "total")),
+                     pm(a["val_loss"]), pm(a["val_ppl"], 2), pm(a["val_bpb"]),
+                     f"{a['tokens_per_s']['mean']:,.0f}" if a["tokens_per_s"] else "-",
                      f"{start['mean']:.3f} -> {end['mean']:.3f}" if start and end else "none"])
         if arm != result["baseline"] and a["against_baseline"]:
             gaps.append([arm, *gap_cells(a["against_baseline"])])
     head = ["seeds", "gap (nats)", "95 % interval", "gap (%)", "perplexity ratio", "steps-to-match", "verdict"]
-    text = ["Validation, mean ± sample standard deviation over seeds (tokens/s as the runs logged them, beside whatever else the machine did: bench.py measures speed):", markdown_table(
-        ["arm", "seeds", "input params", "body", "head", "total", "loss (nats)", "perplexity", "bits/byte", "tokens/s", "input norm"], loss)]
+    columns = ["arm", "seeds", "input params", "body", "head", "total", "loss (nats)", "perplexity", "bits/byte", "tokens/s", "input norm"]
+    text = ["Validation, mean ± sample standard deviation over seeds (tokens/s as the runs logged them, beside whatever else the machine did: "
+            "bench.py measures speed):", markdown_table(columns, loss)]
     if gaps:
         text += [f"Against `{result['baseline']}`, paired by seed (negative is better; steps-to-match is total steps / the step at which the "
                  "baseline's final loss is reached):", markdown_table(["arm", *head], gaps)]
@@ -202,15 +209,18 @@ def tables(result):
 def report(result, runs, unfinished, picture):
     """The whole .md: tables, published figures, and what made the numbers."""
     header, config = runs[0]["header"], runs[0]["header"]["config"]
-    versions = {f"{r['header'].get('hardware')}; Python {r['header'].get('python')}, torch {r['header'].get('torch')}, commit {r['header'].get('commit')}" for r in runs}
-    text = [f"# {Path(picture).stem}: {len(result['arms'])} arms, {len(runs)} runs", f"![validation loss, gap, input norms]({Path(picture).name})", tables(result)]
+    versions = {"{hardware}; Python {python}, torch {torch}, commit {commit}".format_map(defaultdict(str, r["header"])) for r in runs}
+    text = [f"# {Path(picture).stem}: {len(result['arms'])} arms, {len(runs)} runs",
+            f"![validation loss, gap, input norms]({Path(picture).name})", tables(result)]
     text += ["Published:", markdown_table(["what", "figure", "value"], PUBLISHED)]
     if unfinished:
-        text.append("Left out because unfinished: " + ", ".join(f"{r['name']} (step {r['vals'][-1]['step'] if r['vals'] else 0} of "
-                                                                f"{r['header']['config']['max_steps']})" for r in unfinished))
-    text.append(f"Every run: {config['max_steps']:,} steps of {header.get('tokens_per_step', 0):,} tokens = {config['max_steps'] * header.get('tokens_per_step', 0):,} tokens "
-                f"({header.get('epochs', 0):.2f} epochs) of `{config['dataset']}` (train.bin sha256 {header['data']['train'][:12]}...), {config['n_layer']} layers, "
-                f"d {config['n_embd']}, context {config['block_size']}, {config['dtype']}, peak learning rate {config['learning_rate']}.")
+        steps = (f"{r['name']} (step {r['vals'][-1]['step'] if r['vals'] else 0} of {r['header']['config']['max_steps']})" for r in unfinished)
+        text.append("Left out because unfinished: " + ", ".join(steps))
+    per_step = header.get("tokens_per_step", 0)
+    text.append(f"Every run: {config['max_steps']:,} steps of {per_step:,} tokens = {config['max_steps'] * per_step:,} tokens "
+                f"({header.get('epochs', 0):.2f} epochs) of `{config['dataset']}` (train.bin sha256 {header['data']['train'][:12]}...), "
+                f"{config['n_layer']} layers, d {config['n_embd']}, context {config['block_size']}, {config['dtype']}, "
+                f"peak learning rate {config['learning_rate']}.")
     text.append("Made by `" + result["command"] + f"` on {result['date']}, from runs on " + "; ".join(sorted(versions)) + ":")
     text.append("```\n" + "\n".join(f"{r['header'].get('date', '')}  {r['header'].get('command', '')}" for r in runs) + "\n```")
     return "\n\n".join(text) + "\n"
@@ -237,9 +247,10 @@ def plot(result, runs, path):
                 values = np.array([[c[s] for s in steps] for c in curves.values()])
                 axes.plot(steps, values.mean(0), **look)
                 axes.fill_between(steps, values.min(0), values.max(0), color=look["color"], alpha=0.15, lw=0)
-        draw(losses, {s: {t: v["val_loss"] for t, v in c.items() if t} for s, c in seeds.items()})
         base = by_arm[result["baseline"]]
-        draw(gaps, {s: {t: v["val_loss"] - base[s][t]["val_loss"] for t, v in c.items() if t and t in base[s]} for s, c in seeds.items() if s in base})
+        draw(losses, {s: {t: v["val_loss"] for t, v in c.items() if t} for s, c in seeds.items()})
+        draw(gaps, {s: {t: v["val_loss"] - base[s][t]["val_loss"] for t, v in c.items() if t and t in base[s]}
+                    for s, c in seeds.items() if s in base})
         draw(norms, {s: {t: v["input_norm"] for t, v in c.items() if v.get("input_norm")} for s, c in seeds.items()})
     finals = [v["val_loss"] for r in runs for v in r["vals"][-1:]]
     late = [v["val_loss"] for r in runs for v in r["vals"] if v["step"] >= r["vals"][-1]["step"] / 5]
