@@ -179,9 +179,10 @@ def check(config, world):
     if config.device == "auto":
         config.device = "cuda" if torch.cuda.is_available() else "cpu"
     if config.device not in ("cuda", "cpu") or config.device == "cuda" and not torch.cuda.is_available():
-        raise InputError(f"device='{config.device}': " + ("no CUDA device is here" if config.device == "cuda" else "cuda, cpu and auto are known"))
+        raise InputError(f"device='{config.device}': {'no CUDA device is here' if config.device == 'cuda' else 'cuda, cpu and auto are known'}")
     if config.dtype == "auto":
-        fast = torch.cuda.is_bf16_supported() if config.device == "cuda" else torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        fast = (torch.cuda.is_bf16_supported() if config.device == "cuda" else
+                torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
         config.dtype = "bfloat16" if fast else "float32"
     if config.dtype not in ("bfloat16", "float32"):
         raise InputError(f"dtype='{config.dtype}': bfloat16, float32 and auto are known")
@@ -319,7 +320,8 @@ def describe_machine(device, world):
     cpu = platform.processor() or platform.machine()
     if os.path.exists("/proc/cpuinfo"):
         cpu = next((line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), cpu)
-    hardware = f"{world} x {torch.cuda.get_device_name(device)}" if device.type == "cuda" else f"{cpu}, {world} x {torch.get_num_threads()} threads"
+    cuda = device.type == "cuda"
+    hardware = f"{world} x {torch.cuda.get_device_name(device)}" if cuda else f"{cpu}, {world} x {torch.get_num_threads()} threads"
     git = ["git", "-C", str(HERE)]
     try:
         commit = subprocess.run(git + ["rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
@@ -337,7 +339,8 @@ def plot(records, title, path):
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
     figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
-    for key, style in (("loss", dict(color="0.7", lw=1, label="training batch")), ("val_loss", dict(color="C0", marker="o", ms=4, label="validation"))):
+    for key, style in (("loss", dict(color="0.7", lw=1, label="training batch")),
+                       ("val_loss", dict(color="C0", marker="o", ms=4, label="validation"))):
         points = [(r["step"], r[key]) for r in records if key in r]
         if points:
             axes.plot(*zip(*points), **style)
@@ -372,20 +375,22 @@ def estimate_memory(model, config, micro):
 def dry_run(config, arm, data, gpus):
     """Print what a run would take on `gpus` ranks. The model is built on the meta device: nothing is allocated, nothing written."""
     vocab_size = data.tokenizer.vocab_size if data else config.vocab_size or GPTConfig.vocab_size  # GPT-2's where nothing else is said
+    shape = {f.name: getattr(config, f.name) for f in fields(GPTConfig)} | {"vocab_size": vocab_size, "code_form": "on_the_fly"}
     with torch.device("meta"):
-        model = GPT(GPTConfig(**{f.name: getattr(config, f.name) for f in fields(GPTConfig)} | {"vocab_size": vocab_size, "code_form": "on_the_fly"}), [])
+        model = GPT(GPTConfig(**shape), [])
     model.config.code_form = config.code_form
     counts, table = model.num_params(), model.config.padded_size * config.n_embd
     sequences = config.batch_size * config.gradient_accumulation_steps
     tokens = config.max_steps * sequences * config.block_size
-    flops = model.flops_per_token() * tokens
+    flops, flops_per_second = model.flops_per_token() * tokens, 0.45 * PEAK_FLOPS["H100"] * gpus
     memory = estimate_memory(model, config, min(config.batch_size, sequences // gpus))
-    epochs = f"{config.max_steps * sequences / data.blocks('train'):.2f} epochs of" if data else "of (not prepared yet)"
+    epochs = f"{config.max_steps * sequences / data.blocks('train'):.2f} epochs of {config.dataset}" if data else f"{config.dataset} is not prepared yet"
     print(f"{arm}, seed {config.seed}, vocabulary {vocab_size:,} ({model.config.padded_size:,} with padding)\n"
           f"parameters: {counts['total']:,} = {counts['input']:,} input + {counts['body']:,} body + {counts['head']:,} head; "
           + (f"{table - counts['input']:,} fewer than with a learned input table" if config.code != "learned" else "the input is a learned table") +
-          f"\nsteps: {config.max_steps:,} of {sequences * config.block_size:,} tokens ({sequences} x {config.block_size}) = {tokens:,} tokens, {epochs} {config.dataset}\n"
-          f"compute: {model.flops_per_token():.3g} FLOPs per token, {flops:.3g} in all: {flops / (0.45 * PEAK_FLOPS['H100'] * gpus) / 3600:,.1f} hours on {gpus} H100 at 45 % MFU\n"
+          f"\nsteps: {config.max_steps:,} of {sequences * config.block_size:,} tokens ({sequences} x {config.block_size}) = {tokens:,} tokens, "
+          f"{epochs}\ncompute: {model.flops_per_token():.3g} FLOPs per token, {flops:.3g} in all: "
+          f"{flops / flops_per_second / 3600:,.1f} hours on {gpus} H100 at 45 % MFU\n"
           f"memory per GPU, micro-batch {min(config.batch_size, sequences // gpus)}, eager {config.dtype}: {sum(memory.values()) / 1e9:.2f} GB = "
           + " + ".join(f"{v / 1e9:.2f} {k}" for k, v in memory.items()) + "; compiled it is less")
 
@@ -438,14 +443,14 @@ def main():
     model.to(device)
     params = list(model.parameters())
     optimizer = make_optimizer(model, config)
-    if world > 1:  # after the first optimizer: it imports torch.distributed.nn, whose default arguments would keep the group alive to the end
+    if world > 1:  # after the first optimizer, which imports torch.distributed.nn: its default arguments would keep the group alive to the end
         if device.type == "cuda":
             torch.cuda.set_device(device)
-        # The agent's store outlives a restart: without a prefix a rank may read the address that a killed one left there, and wait for it.
+        # torchrun's store outlives a restart: without a prefix a rank may read the address that a killed one left there, and wait for it.
         store, _, _ = next(dist.rendezvous("env://"))
         one_machine = world == int(os.environ.get("LOCAL_WORLD_SIZE", 0))  # several machines count their restarts apart: see the README
-        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if one_machine else "0"
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", store=dist.PrefixStore(attempt, store), rank=rank, world_size=world)
+        store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if one_machine else "0", store)
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", store=store, rank=rank, world_size=world)
     step, records = 0, []
     if checkpoint is not None:
         model.load_state_dict(checkpoint["model"])
@@ -454,7 +459,8 @@ def main():
         records = [r for r in read_log(out / "log.jsonl")[0] if r.get("step", 0) <= step]  # a killed run may have logged beyond it
     forward = torch.compile(model) if config.compile == "True" else model
     autocast = torch.autocast(device.type, torch.bfloat16) if config.dtype == "bfloat16" else nullcontext()
-    peak = next((flops for name, flops in PEAK_FLOPS.items() if device.type == "cuda" and name in torch.cuda.get_device_name(device)), None)
+    device_name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+    peak = next((flops for name, flops in PEAK_FLOPS.items() if name in device_name), None)
 
     def say(text):
         if rank == 0:
@@ -562,7 +568,8 @@ def main():
             now = time.perf_counter()
             seconds = (now - since) / (step - logged)
             rate = tokens_per_step / seconds
-            log({"step": step, "loss": loss, "grad_norm": norms[-1].item(), "lr": lr, "ms": seconds * 1e3, "tokens_per_s": rate, "batch_crc": int(crc)})
+            log({"step": step, "loss": loss, "grad_norm": norms[-1].item(), "lr": lr, "ms": seconds * 1e3, "tokens_per_s": rate,
+                 "batch_crc": int(crc)})
             mfu = f" | MFU {100 * rate * model.flops_per_token() / (peak * world):.1f} %" if peak else ""
             left = clock((now - start) / (step - first) * (config.max_steps - step))
             say(f"step {step}/{config.max_steps} | loss {loss:.4f} | lr {lr:.2e} | {seconds * 1e3:.0f} ms | {rate:,.0f} tokens/s{mfu} | {left} left")

@@ -30,7 +30,7 @@ class Hub:
     def __enter__(self):
         hub = self
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (Handler,), {"hub": hub}))
-        self.server.daemon_threads = True
+        self.server.daemon_threads, self.server.handle_error = True, lambda *_: None  # clients are killed in the midst
         threading.Thread(target=self.server.serve_forever, args=(0.05,), daemon=True).start()
         return self
 
