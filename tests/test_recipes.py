@@ -29,7 +29,7 @@ def test_smoke(tmp_path, recipe, arms, probes):
     assert "is finished" not in go()
     name = f"smoke-{recipe.replace('_', '-')}"
     results = json.loads((tmp_path / "results" / f"{name}.json").read_text())
-    assert sorted({run["arm"] for run in results["runs"]}) == sorted(arms) and len(results["runs"]) == 2 * len(arms)
+    assert sorted({run["header"]["arm"] for run in results["runs"]}) == sorted(arms) and len(results["runs"]) == 2 * len(arms)
     for stem in [name, *(f"probe-{probe}-{name}" for probe in probes)]:
         assert (tmp_path / "results" / f"{stem}.md").stat().st_size > 500 and (tmp_path / "results" / f"{stem}.png").stat().st_size > 10_000
     logs = {path: path.read_bytes() for path in tmp_path.glob("out/*/log.jsonl")}

@@ -144,19 +144,18 @@ def test_killed_and_continued(hub, undisturbed, tmp_path):
 @pytest.mark.soak
 def test_twenty_random_kills(hub, undisturbed, tmp_path):
     """Killed at 20 random moments while it works, the job gives the same bytes; reported: at how many tokens it stood."""
-    rng, kills, stood = random.Random(7), 0, []
-    partial = tmp_path / "data" / "x.partial" / "state.json"
-    process_start = 1.0
-    while kills < 20:
-        if killed(JOB, tmp_path, process_start + rng.random() * 3, **hub.environment):
-            kills += 1
-            assert not list(tmp_path.rglob("meta.json"))
-            stood.append(sum(json.loads(partial.read_bytes())["tokens"].values()) if partial.exists() else 0)
-            if stood[-1] > 29_000:  # done but for the end: begin anew, the kills shall fall on work
-                subprocess.run(["rm", "-r", str(partial.parent)], check=True)
-        else:  # it came to its end
-            assert bins(tmp_path / "data" / "x") == bins(undisturbed)
-            subprocess.run(["rm", "-r", str(tmp_path / "data")], check=True)
+    rng, stood, data = random.Random(7), [], tmp_path / "data"
+    while len(stood) < 20:
+        was_running = killed(JOB, tmp_path, 1 + rng.random() * 3, **hub.environment)
+        if (data / "x").exists():  # it came to its end, or died on its way out
+            assert bins(data / "x") == bins(undisturbed)
+            subprocess.run(["rm", "-r", str(data)], check=True)
+            continue
+        assert was_running
+        state = data / "x.partial" / "state.json"
+        stood.append(sum(json.loads(state.read_bytes())["tokens"].values()) if state.exists() else 0)
+        if stood[-1] > 29_000:  # done but for the end: begin anew, the kills shall fall on work
+            subprocess.run(["rm", "-r", str(data)], check=True)
     print("killed at", stood, "tokens")
     go(*JOB, cwd=tmp_path, **hub.environment)
     assert bins(tmp_path / "data" / "x") == bins(undisturbed)
