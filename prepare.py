@@ -87,6 +87,7 @@ def stream(name, share):
     request again for half a minute; then the stream is opened anew at the last position, after each of WAITS; then OSError.
     """
     repo, config = HUB[name]
+    pinned = []  # the revision, asked once: the tokenizer and the bins are of the same
 
     def read(position):
         import datasets
@@ -96,7 +97,10 @@ def stream(name, share):
         waits = iter(WAITS)
         while True:
             try:
-                position["revision"] = position["revision"] or HfApi().dataset_info(repo).sha
+                if not position["revision"]:
+                    pinned[:] = pinned or [HfApi().dataset_info(repo).sha]
+                    position["revision"] = pinned[0]
+                    yield [], 0.0, dict(position)  # where the first documents' state belongs to
                 paths = datasets.load_dataset_builder(repo, config, revision=position["revision"]).config.data_files["train"]
                 while position["shard"] < len(paths):
                     with HfFileSystem().open(paths[position["shard"]]) as raw, pyarrow.parquet.ParquetFile(raw) as file:
@@ -146,7 +150,7 @@ def file_docstrings(path):
     try:
         with warnings.catch_warnings(action="ignore"):
             tree = ast.parse(Path(path).read_bytes())
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
+    except (SyntaxError, ValueError, RecursionError, MemoryError, OSError):  # the last: a folder or a dangling link of that name
         return []
     documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
     found = ((node, ast.get_docstring(node)) for node in blocks(tree) if isinstance(node, documented))
@@ -197,8 +201,8 @@ def parquet(path, column):
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             names = file.schema_arrow.names
-            if column not in names:
-                raise InputError(f"{path}: no column '{column}' (it has: {', '.join(names)}); choose with --column")
+            if names.count(column) != 1:
+                raise InputError(f"{path}: {'two columns' if column in names else 'no column'} '{column}' (it has: {', '.join(names)}); choose with --column")
             row = 0
             for texts in rows_from(file, 0, column):
                 for text in texts:
@@ -206,8 +210,8 @@ def parquet(path, column):
                         raise InputError(f"{path}, row {row}: column '{column}' is not text")
                     row += 1
                     yield text, row / file.metadata.num_rows
-    except pyarrow.ArrowException as error:
-        raise InputError(f"{path}: not a parquet file, or damaged ({error})") from None
+    except (pyarrow.ArrowException, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not a parquet file of UTF-8 text, or damaged ({error})") from None
 
 
 def read_file(path, column):
@@ -299,33 +303,65 @@ def documents(source, tok, at):
 def new_state(sources):
     """Where a preparation stands that has not begun."""
     begun = {source.name: {"position": None, "used": 0, "documents": 0, "tokens": 0} for source in sources}
-    return {"sources": begun} | {key: {"train": 0, "val": 0} for key in ("tokens", "documents", "text_bytes")}
+    return {"sources": begun, "sha256": {}} | {key: {"train": 0, "val": 0} for key in ("tokens", "documents", "text_bytes")}
 
 
-def encode(folder, sources, tok, val_fraction, wanted, state):
+def checksum(state):
+    """The hash that goes into state.json and meta.json."""
+    return hashlib.sha256(json.dumps(state).encode()).hexdigest()
+
+
+def resume(folder):
+    """What encode() saved in a folder -> (state, tokenizer, running hashes of the bins). InputError if any of it was changed since."""
+    try:
+        state = json.loads((folder / "state.json").read_bytes())
+        if state.pop("checksum") != checksum(state):
+            raise ValueError
+        tok, hashes = tokenizers.from_state(state["tokenizer"]), {}
+        for split, tokens in state["tokens"].items():
+            left, hashes[split] = tokens * id_type(tok).itemsize, hashlib.sha256()
+            with open(folder / f"{split}.bin", "rb") as file:
+                while left and (chunk := file.read(min(left, 2**20))):
+                    hashes[split].update(chunk)
+                    left -= len(chunk)
+            if hashes[split].hexdigest() != state["sha256"][split]:
+                raise ValueError
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise InputError(f"what an earlier call left in {folder} is damaged; --overwrite starts over") from None
+    return state, tok, hashes
+
+
+def id_type(tok):
+    """The numpy type of token ids on disk."""
+    return np.dtype(np.uint16 if tok.vocab_size <= 2**16 else np.uint32)
+
+
+def encode(folder, sources, tok, val_fraction, wanted, state, hashes=None):
     """Encode documents of the sources into folder/{train,val}.bin, from `state` on, until each split has its `wanted` tokens.
 
     The next document is always from the source that is furthest behind its share. `state` is kept up to date; every SAVE_EVERY
-    seconds it is written to folder/state.json, after the tokens that it counts. Returns the name of the dtype.
+    seconds it is written to folder/state.json, after the tokens that it counts. `hashes`: from `resume`, where it went on from there.
     """
-    dtype, tokens, done = np.dtype(np.uint16 if tok.vocab_size <= 2**16 else np.uint32), state["tokens"], state["sources"]
+    dtype, tokens, done = id_type(tok), state["tokens"], state["sources"]
+    hashes = hashes or {split: hashlib.sha256() for split in wanted}
     pending = {split: array.array("I") for split in wanted}
     found = {source.name: documents(source, tok, done[source.name]) for source in sources}
     share_of = {source.name: source.share for source in sources}
     with contextlib.ExitStack() as stack:
         files = {split: stack.enter_context(open(folder / f"{split}.bin", "ab")) for split in wanted}
         for split, file in files.items():
-            if file.tell() < tokens[split] * dtype.itemsize:
-                raise InputError(f"{file.name} has {file.tell():,} bytes, state.json counts {tokens[split]:,} tokens")
             file.truncate(tokens[split] * dtype.itemsize)  # what came after the state was saved
 
         def save():
             for split, file in files.items():
-                file.write(np.frombuffer(pending[split], np.uint32).astype(dtype))
-                pending[split] = array.array("I")
+                raw = np.frombuffer(pending[split], np.uint32).astype(dtype).tobytes()
+                file.write(raw)
                 file.flush()
                 os.fsync(file.fileno())
-            write_atomic(folder / "state.json", lambda file: file.write(json.dumps(state).encode()))
+                hashes[split].update(raw)
+                state["sha256"][split], pending[split] = hashes[split].hexdigest(), array.array("I")
+            whole = json.dumps(state | {"checksum": checksum(state)}).encode()
+            write_atomic(folder / "state.json", lambda file: file.write(whole))
 
         first, begun = sum(tokens.values()), time.monotonic()
         bar = tqdm(desc="encoding", total=1.0, initial=min(1, tokens["train"] / wanted["train"]), bar_format=BAR)
@@ -356,20 +392,23 @@ def encode(folder, sources, tok, val_fraction, wanted, state):
                 saved = now
         save()
         bar.update(1 - bar.n)
-    return dtype.name
 
 
-def finish(folder, final, meta):
+def finish(folder, final, meta, overwrite):
     """Write meta.json and put the folder in its place; with --overwrite the old data leaves only when the new is complete."""
-    meta["checksum"] = hashlib.sha256(json.dumps(meta).encode()).hexdigest()
+    meta["checksum"] = checksum(meta)
     write_atomic(folder / "meta.json", lambda file: file.write(json.dumps(meta, indent=1).encode() + b"\n"))
-    replaced = Path(f"{final}.replaced")
     if final.exists():
+        if not overwrite:
+            raise OSError(f"{final} was made by another process in the meantime")
+        replaced = Path(f"{final}.replaced")
         shutil.rmtree(replaced, ignore_errors=True)
         os.rename(final, replaced)
-    os.rename(folder, final)
-    shutil.rmtree(replaced, ignore_errors=True)
-    for name in ("state.json", "tokenizer.json", "lock"):
+        os.rename(folder, final)
+        shutil.rmtree(replaced, ignore_errors=True)
+    else:
+        os.rename(folder, final)
+    for name in ("state.json", "lock"):
         os.remove(final / name)
 
 
@@ -391,27 +430,25 @@ def prepare(args, sources):
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise InputError(f"{folder} is being written by another process") from None
-        saved, state = folder / "state.json", None
+        saved, state, hashes = folder / "state.json", None, None
         if saved.exists():
             try:
-                state = json.loads(saved.read_bytes())
-                tok = tokenizers.from_state(json.loads((folder / "tokenizer.json").read_bytes()))
-                same, begun_by = state["job"] == json.loads(json.dumps(job)), state["command"]
-            except (ValueError, KeyError, TypeError):
-                same, begun_by = False, "a run whose state.json or tokenizer.json is damaged"
-            if not same:
+                state, tok, hashes = resume(folder)
+                if state["job"] != json.loads(json.dumps(job)):
+                    raise InputError(f"{folder} was begun by '{state['command']}', with other options, text or libraries; "
+                                     "--overwrite starts over")
+            except InputError:
                 if not args.overwrite:
-                    raise InputError(f"{folder} was begun by {begun_by}; with other options, text or libraries --overwrite starts over")
+                    raise
                 os.remove(saved)
-                state = None
+                state, hashes = None, None
         try:
             if state:
                 print(f"going on with {folder} at {sum(state['tokens'].values()):,} tokens")
             else:
                 tok, sample = make_tokenizer(args.tokenizer, sources, val_fraction, min(SAMPLE, 5 * sum(wanted.values())))
-                write_atomic(folder / "tokenizer.json", lambda file: file.write(json.dumps(tok.state).encode()))
-                state = new_state(sources) | {"job": job, "command": command, "sample": sample}
-            dtype = encode(folder, sources, tok, val_fraction, wanted, state)
+                state = new_state(sources) | {"job": job, "command": command, "sample": sample, "tokenizer": tok.state}
+            encode(folder, sources, tok, val_fraction, wanted, state, hashes)
             tokens = state["tokens"]
             for split in tokens:
                 if not tokens[split]:
@@ -420,15 +457,11 @@ def prepare(args, sources):
             if any(tokens[split] < wanted[split] < infinite for split in tokens) and not args.allow_short:
                 had = " and ".join(f"{tokens[split]:,} of {wanted[split]:,} {split} tokens" for split in tokens)
                 raise OSError(f"the stream ended after {had}; with --allow_short these are kept")
-            meta = {"name": args.name, "vocab_size": tok.vocab_size, "dtype": dtype}
-            meta |= {key: state[key] for key in ("tokens", "documents", "text_bytes")} | {"sha256": {}}
-            for split in tokens:
-                with open(folder / f"{split}.bin", "rb") as file:
-                    meta["sha256"][split] = hashlib.file_digest(file, "sha256").hexdigest()
-            meta |= {"sources": state["sources"], "sample": state["sample"], "command": command,
-                     "date": datetime.now(timezone.utc).isoformat(timespec="seconds"), "versions": versions,
+            meta = {"name": args.name, "vocab_size": tok.vocab_size, "dtype": id_type(tok).name}
+            meta |= {key: state[key] for key in ("tokens", "documents", "text_bytes", "sha256", "sources", "sample")}
+            meta |= {"command": command, "date": datetime.now(timezone.utc).isoformat(timespec="seconds"), "versions": versions,
                      "tokenizer": tok.state}
-            finish(folder, final, meta)
+            finish(folder, final, meta, args.overwrite)
         except BaseException as error:
             if isinstance(error, InputError) or not saved.exists():
                 shutil.rmtree(folder, ignore_errors=True)
@@ -484,10 +517,10 @@ def main():
                              help="share of the tokens that come from HuggingFaceTB/cosmopedia, web_samples_v2")
             sub.add_argument("--allow_short", action="store_true", help="accept a stream that ends earlier")
     args = parser.parse_args()
-    if not re.fullmatch(r"[\w-][\w.-]*", args.name):
-        raise InputError(f"--name='{args.name}' is not a plain folder name")
-    if (Path("data") / args.name).exists() and not args.overwrite:
-        raise InputError(f"data/{args.name} exists; --overwrite replaces it")
+    if not re.fullmatch(r"[\w-][\w.-]*", args.name) or args.name.endswith((".partial", ".replaced")):
+        raise InputError(f"--name='{args.name}' is not a plain folder name, or one that prepare.py uses itself")
+    if (final := Path("data") / args.name).exists() and not (args.overwrite and final.is_dir()):
+        raise InputError(f"{final} exists" + ("; --overwrite replaces it" if final.is_dir() else " and is no folder"))
     shares = dict(args.mix)
     if len(shares) < len(args.mix) or sum(shares.values()) >= 1:
         raise InputError("--mix: the shares are one for each source and leave something for fineweb-edu")

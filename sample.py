@@ -111,6 +111,8 @@ def main():
     args = parser.parse_args()
     if not 0 <= args.temperature < float("inf"):
         raise InputError(f"--temperature={args.temperature}: must be 0 or more")
+    if not 0 <= args.seed < 2**62:
+        raise InputError(f"--seed={args.seed}: must be from 0 to 2^62")
     how = dict(max_new_tokens=args.max_new_tokens, temperature=args.temperature, top_k=args.top_k, top_p=args.top_p)
     runs = [Path(r) for r in args.runs] or [newest("kron"), newest("learned")]
     if None in runs:
@@ -118,7 +120,11 @@ def main():
     models = [(r.name, *load_model(r, args.device)[:2]) for r in runs]
     if len(models) > 1 and not args.prompt:
         return typo_echo(models, args.seed, how)
-    prompt = sys.stdin.read().rstrip("\n") if args.prompt == "-" else args.prompt
+    try:
+        prompt = sys.stdin.read().rstrip("\n") if args.prompt == "-" else args.prompt
+        f"{prompt}{args.oov}".encode()
+    except UnicodeError as error:
+        raise InputError(f"the prompt is not UTF-8 ({error})") from None
     if args.oov and args.oov not in prompt:
         raise InputError(f"--oov={args.oov}: the prompt does not have that word")
     inputs = []

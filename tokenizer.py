@@ -21,6 +21,8 @@ import tiktoken
 # GPT-2's rule for cutting text into pieces before merging, in the possessive form that tiktoken runs (same pieces, faster).
 SPLIT_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
 END_OF_TEXT = "<|endoftext|>"
+LONG = 100_000
+LONG_GAP = re.compile(r"(?=[\t-\r \x85\u00a0\u2000-\u200a]\S)(?<=[\t-\r \x85\u00a0\u2000-\u200a]{100000})")  # before its last space
 
 
 @functools.cache
@@ -47,12 +49,14 @@ class Tokenizer:
                                           special_tokens={END_OF_TEXT: self.eot})
 
     def encode(self, text):
-        """str -> list of ids."""
+        """str -> list of ids. A very long gap is cut where the pattern would cut it: tiktoken gives up on a million spaces."""
+        if len(text) > LONG and len(parts := LONG_GAP.split(text)) > 1:
+            return [i for part in parts for i in self.encoding.encode_ordinary(part)]
         return self.encoding.encode_ordinary(text)
 
     def encode_batch(self, texts, threads):
         """List of str -> list of lists of ids, on several threads (tiktoken works outside Python's lock)."""
-        return list(pool(threads).map(self.encoding.encode_ordinary, texts))
+        return list(pool(threads).map(self.encode, texts))
 
     def decode_bytes(self, ids):
         """Ids -> the bytes they stand for; `<|endoftext|>` gives its literal text."""
@@ -128,7 +132,7 @@ class UnicodeTokenizer:
         return self.spelling.sub(spell, "".join(map(chr, ids))).encode("utf-8", "surrogatepass")
 
     def decode(self, ids):
-        """Ids -> str; surrogates without their partner become U+FFFD."""
+        """Ids -> str; each byte of a surrogate without its partner becomes U+FFFD."""
         return self.decode_bytes(ids).decode("utf-8", errors="replace")
 
     @property

@@ -270,6 +270,8 @@ def validate(model, data, config, rank, world, device, autocast):
     mine = [i * data.blocks("val") // count for i in range(count)][rank::world]  # spread evenly over the split
     width = np.array([len(b) for b in tokenizers.token_bytes(data.tokenizer)])
     width[data.tokenizer.eot] = 0  # it separates documents and is no text
+    if data.tokenizer.name == "unicode":
+        width[0xD800:0xE000] = 2  # a surrogate is half of a character, whose UTF-8 is four bytes
     sums = torch.zeros(3, dtype=torch.float64)  # nats, tokens, bytes
     model.eval()
     for i in range(0, len(mine), config.batch_size):

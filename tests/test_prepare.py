@@ -81,9 +81,9 @@ def test_ids_fit_their_type(tmp_path, bpe, V, dtype):
         vocab_size, eot = V, V - 1
         encode_batch = staticmethod(lambda texts, threads: bpe.encode_batch(texts, threads))
     sources = [prepare.local("one", None, lambda: iter([("some text", 1.0)]))]
-    found = prepare.encode(tmp_path, sources, Padded, 0.02, dict.fromkeys(("train", "val"), float("inf")), prepare.new_state(sources))
+    prepare.encode(tmp_path, sources, Padded, 0.02, dict.fromkeys(("train", "val"), float("inf")), prepare.new_state(sources))
     ids = np.fromfile(tmp_path / "train.bin", dtype)
-    assert found == dtype and ids.tolist() == [*bpe.encode("some text"), V - 1]
+    assert prepare.id_type(Padded) == dtype and ids.tolist() == [*bpe.encode("some text"), V - 1]
 
 
 def test_every_kind_of_file_gives_the_same_documents(tmp_path, call, docs):

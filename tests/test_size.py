@@ -141,6 +141,37 @@ def test_killed_and_continued(hub, undisturbed, tmp_path):
     assert check(tmp_path / "data" / "x")[1].state == check(undisturbed)[1].state
 
 
+DAMAGE = {
+    "a count": lambda state, bins: state["tokens"].update(train=state["tokens"]["train"] - 1),
+    "a position": lambda state, bins: state["sources"]["text"].update(used=state["sources"]["text"]["used"] + 1),
+    "a key": lambda state, bins: state.pop("sources"),
+    "the tokenizer": lambda state, bins: state["tokenizer"].update(tokens=state["tokenizer"]["tokens"][:-9]),
+    "the hash": lambda state, bins: state.update(checksum=None),
+    "a byte of the tokens": lambda state, bins: bins.write_bytes(bins.read_bytes()[:100] + b"\1" + bins.read_bytes()[101:]),
+    "half of the tokens": lambda state, bins: bins.write_bytes(bins.read_bytes()[:1000]),
+    "the tokens": lambda state, bins: bins.unlink()}
+
+
+def test_damaged_leftovers(tmp_path, docs):
+    """Whatever is changed in data/NAME.partial, going on is refused in one line and nothing is deleted; --overwrite starts over."""
+    job = "text", "a.jsonl", "--name=x", "--tokenizer=bpe:300", "--val_fraction=0.1"
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in docs))
+    killed_at(job, tmp_path, 20_000)
+    partial = tmp_path / "data" / "x.partial"
+    whole = {path: path.read_bytes() for path in partial.iterdir()}
+    for what, damage in DAMAGE.items():
+        for path, raw in whole.items():
+            path.write_bytes(raw)
+        state = json.loads(whole[partial / "state.json"])
+        damage(state, partial / "train.bin")
+        (partial / "state.json").write_text(json.dumps(state))
+        before = tree(tmp_path)
+        assert "is damaged; --overwrite starts over" in error_line(go(*job, cwd=tmp_path, status=2).stderr), what
+        assert tree(tmp_path) == before
+    go(*job, "--overwrite", cwd=tmp_path)
+    check(tmp_path / "data" / "x")
+
+
 @pytest.mark.soak
 def test_twenty_random_kills(hub, undisturbed, tmp_path):
     """Killed at 20 random moments while it works, the job gives the same bytes; reported: at how many tokens it stood."""

@@ -1,12 +1,14 @@
 """Text <-> ids, and the true bytes of every token."""
 import json
 import random
+import re
 from collections import Counter
 
 import pytest
 import rustbpe
 import tiktoken
 
+import tokenizer
 from tokenizer import END_OF_TEXT, SPLIT_PATTERN, UnicodeTokenizer, from_state, token_bytes, train_bpe, train_unicode
 
 HARD = ["", " ", "\n\n\t x\r\n", "naïve café — 東京 🙂👩‍👩‍👧", "don't I'LL 1234567 x_y", "\0\x7f\ufeff\ufffd", f"a{END_OF_TEXT}b {END_OF_TEXT}"]
@@ -73,6 +75,17 @@ def test_trained_bpe_encodes_as_its_trainer(docs):
 
 def test_batches_encode_like_single_texts(tok, docs):
     assert tok.encode_batch(docs, 2) == [tok.encode(text) for text in docs]
+
+
+def test_long_gaps_are_cut_where_the_pattern_would(tok, docs, monkeypatch):
+    """A million spaces before a word make tiktoken give up; cut gaps give the same ids, which short gaps show."""
+    text = "a" + " " * 1_100_000 + "x"
+    assert tok.decode(tok.encode(text)) == text
+    texts = [re.sub(" ", lambda _: random.Random(i).choice([" " * 9, "\n" * 7, " \n\t" * 3, "  "]), doc) for i, doc in enumerate(docs[:200])]
+    wanted = [tok.encoding.encode_ordinary(text) for text in texts]
+    monkeypatch.setattr(tokenizer, "LONG_GAP", re.compile(tokenizer.LONG_GAP.pattern.replace("100000", "4")))
+    monkeypatch.setattr(tokenizer, "LONG", 4)
+    assert any(len(tokenizer.LONG_GAP.split(text)) > 1 for text in texts) and [tok.encode(text) for text in texts] == wanted
 
 
 def test_the_literal_separator_is_text(tok):
