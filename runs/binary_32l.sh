@@ -2,7 +2,7 @@
 # The binary-code paper at full size: 32 layers, d 1024, rotary, V = 65,536 Unicode-centric, about 17B tokens, learned / binary / affine.
 #
 #     bash runs/binary_32l.sh                             # prepare, train, compare: results/binary-32l.md
-#     SEEDS=1337 TOKENS=2e9 bash runs/binary_32l.sh       # one seed on an eighth of the text
+#     SEEDS=1337 bash runs/binary_32l.sh                  # one seed; TOKENS=2e9 prepares less text and goes over it 8.5 times
 #     SMOKE=1 bash runs/binary_32l.sh                     # the same commands at toy size, two CPU processes, a few minutes
 #
 # Hardware   one machine with 8 H100 (NPROC says how many); any number that divides 64 gives the same batches.
