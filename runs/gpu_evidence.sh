@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The evidence at the real shape - 12 layers, d 768, context 1,024, GPT-2's tokens - on one GPU that has no network and is lent for minutes.
 #
-#     bash runs/gpu_evidence.sh pack TEXT...     # where the text is: evidence.tar.xz, the tokens to carry (under 60 MB for 40M tokens)
+#     bash runs/gpu_evidence.sh pack TEXT...     # where the text is: evidence.tar.xz, the tokens to carry (35 MB for 41M tokens of documentation)
 #     bash runs/gpu_evidence.sh                  # on the GPU: up to LIMIT=540 seconds of the work below; again until it says "all done"
 #     SMOKE=1 bash runs/gpu_evidence.sh          # the same commands at toy size, on a CPU
 #
