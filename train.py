@@ -400,6 +400,7 @@ def dry_run(config, arm, data, gpus):
 # ---- the run ---------------------------------------------------------------------------------------------------------------------
 
 def main():
+    began = time.perf_counter()
     if "--help" in sys.argv or "-h" in sys.argv:
         print(__doc__)
         print("\n".join(f"  --{f.name}={f.default}" for f in fields(Config)))
@@ -574,7 +575,9 @@ def main():
                  "batch_crc": int(crc)})
             mfu = f" | MFU {100 * rate * model.flops_per_token() / (peak * world):.1f} %" if peak else ""
             left = clock((now - start) / (step - first) * (config.max_steps - step))
-            say(f"step {step}/{config.max_steps} | loss {loss:.4f} | lr {lr:.2e} | {seconds * 1e3:.0f} ms | {rate:,.0f} tokens/s{mfu} | {left} left")
+            said = f" | first step {now - began:.1f} s after the start" if step == first + 1 else ""
+            say(f"step {step}/{config.max_steps} | loss {loss:.4f} | lr {lr:.2e} | {seconds * 1e3:.0f} ms | {rate:,.0f} tokens/s{mfu} | "
+                f"{left} left{said}")
             since, logged, norms = now, step, []
 
         if validation_due:

@@ -6,6 +6,7 @@ import fcntl
 import os
 import pickle
 import random
+import re
 import resource
 import shutil
 import signal
@@ -159,7 +160,8 @@ def test_another_config_under_the_same_name_is_refused(small_data, reference, re
 
 def test_overwrite_starts_over(small_data, reference):
     shutil.copytree(reference, small_data / "out" / "again")
-    script("train.py", *FAST, "--run=again", "--overwrite", "--max_steps=4", cwd=small_data)
+    said = script("train.py", *FAST, "--run=again", "--overwrite", "--max_steps=4", cwd=small_data).stdout
+    assert re.search(r"step 1/4 \| loss \d.* \d+ ms \| [\d,]+ tokens/s \| 0:00:\d\d left \| first step [\d.]+ s after the start", said)
     assert max(series(small_data / "out" / "again", "val_loss")) == 4
 
 
