@@ -8,8 +8,8 @@
     python bench.py memory                                  # bytes of buffers and tables
     python bench.py prepare                                 # prepare.py's encoding against bare encode_ordinary_batch
 
---rounds=N repeats, --out=NAME writes NAME.json. Token ids come from --dataset (data/NAME, made by prepare.py): in natural text tokens
-repeat, which is the point. Ratios are medians of the ratios within each round, with the lowest and the highest.
+--rounds=N repeats, --out=NAME writes NAME.json. Token ids come from --dataset (data/NAME, made by prepare.py): in natural text
+tokens repeat, which is the point. Ratios are medians of the ratios within each round, with the lowest and the highest.
 """
 import json
 import math
@@ -73,7 +73,8 @@ def spread(values, digits):
 
 
 def show(times, base, per_second=None):
-    """Print a table of medians and of ratios to `base`; returns it as a dict. per_second: (what, how many of them one round is)."""
+    """Print a table of medians and of ratios to `base`; returns it as a dict.
+    per_second: (what, how many of them one round is)."""
     head, rows, saved = ["", "wall ms", "CPU ms", f"ratio to {base}"] + ([f"{per_second[0]}/s"] if per_second else []), [], {}
     for name, seconds in times.items():
         wall, cpu = ([1e3 * x for x in column] for column in zip(*seconds))
@@ -94,7 +95,7 @@ def batches(data, sequences):
     return [to_device(data.read("train", sequence_blocks(blocks, 1337, i * sequences, sequences)), DEVICE) for i in range(8)]
 
 
-# ---- the measurements ------------------------------------------------------------------------------------------------------------
+# ---- the measurements --------------------------------------------------------------------------------------
 
 def codes(args):
     """Forward and backward of every input embedding alone; the output's gradient is given."""
@@ -140,8 +141,8 @@ def codes(args):
 
 
 def step(args):
-    """Whole training steps: forward, backward, clipping, AdamW. A file that sets `code` is a candidate, with changes of its own after
-    commas; other files and options are shared by all. Ratios are to the last candidate."""
+    """Whole training steps: forward, backward, clipping, AdamW. A file that sets `code` is a candidate, with changes of its own
+    after commas; other files and options are shared by all. Ratios are to the last candidate."""
     shared, arms = [], []
     for arg in args.configs or ["configs/kron.py", "configs/bpe_untied.py"]:
         (arms if not arg.startswith("--") and "code" in read_config(arg.split(",")[0]) else shared).append(arg)
@@ -178,9 +179,11 @@ def trainer(config, data):
 
 
 def nanogpt(config, data):
-    """nanoGPT's step at its CPU settings: float32, whole logits, a fresh memory map and random offsets, plain AdamW, loss.item()."""
+    """nanoGPT's step at its CPU settings: float32, whole logits, a fresh memory map and random offsets,
+    plain AdamW, loss.item()."""
     model = build_model(asdict(config), data.tokenizer).to(DEVICE)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, betas=(config.beta1, config.beta2), weight_decay=config.weight_decay, fused=CUDA)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, betas=(config.beta1, config.beta2),
+                                  weight_decay=config.weight_decay, fused=CUDA)
     T = config.block_size
 
     def one(i):
@@ -207,7 +210,8 @@ def sample(args):
         config, name, _ = compose([*(args.configs or ["configs/kron.py"]), f"--dataset={args.dataset}"])
         tok = Data(config.dataset, config.block_size).tokenizer
         model = build_model(asdict(config), tok).eval().to(DEVICE)
-    prompt = torch.tensor([tok.encode("The quick brown fox jumps over the lazy dog, and then it runs away from all of the others.")[:16]], device=DEVICE)
+    text = "The quick brown fox jumps over the lazy dog, and then it runs away from all of the others."
+    prompt = torch.tensor([tok.encode(text)[:16]], device=DEVICE)
     texts = {}
 
     def work(use_cache):
@@ -242,7 +246,8 @@ def preparation(args):
         with tempfile.TemporaryDirectory() as folder:
             sources = [prepare.local("texts", None, lambda: ((text, 0.0) for text in texts))]
             prepare.encode(Path(folder), sources, tok, 0.02, {"train": math.inf, "val": math.inf}, prepare.new_state(sources))
-    works = {"encode_ordinary_batch": lambda _: tok.encoding.encode_ordinary_batch(texts, num_threads=prepare.CPUS), "prepare.py": ours}
+    works = {"encode_ordinary_batch": lambda _: tok.encoding.encode_ordinary_batch(texts, num_threads=prepare.CPUS),
+             "prepare.py": ours}
     return show(alternately(works, args.rounds or 7), "encode_ordinary_batch", ("tokens", tokens))
 
 
@@ -258,7 +263,8 @@ def main():
     args, options = parser.parse_known_args()
     unknown = [o for o in options if not (args.what in ("step", "sample") and o.startswith("--") and "=" in o)]
     if unknown:
-        raise InputError(f"unknown option {unknown[0]} (--help shows the options; step and sample take train.py's --key=value too)")
+        raise InputError(f"unknown option {unknown[0]} "
+                         "(--help shows the options; step and sample take train.py's --key=value too)")
     args.configs += options
     about = describe_machine(DEVICE, 1)
     print(f"{about['hardware']}, torch {about['torch']}, commit {about['commit']}")
@@ -267,7 +273,8 @@ def main():
         about["date"] = datetime.now(timezone.utc).isoformat(timespec="seconds")
         about["command"] = shlex.join(["python", os.path.basename(sys.argv[0]), *sys.argv[1:]])
         Path(args.out).parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(f"{args.out}.json", lambda file: file.write((json.dumps(about | {"result": result}, indent=1) + "\n").encode()))
+        write_atomic(f"{args.out}.json",
+                     lambda file: file.write((json.dumps(about | {"result": result}, indent=1) + "\n").encode()))
 
 
 if __name__ == "__main__":

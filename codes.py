@@ -6,9 +6,9 @@
     kron     z = standardised sum of one-hot(byte_i) (x) one-hot(i)    linear: z W, W is D x d          D*d, D = 256 P
     random   kron's code, its rows drawn by a hash instead             linear                           D*d
 
-binary and affine: A. Bochkov, arXiv 2605.09751. kron: R. Shravan, arXiv 2605.29459. random is this project's control. Every code has
-two forms that give the same vectors: a `table` of V codes that is looked up, and `on_the_fly`, computed from the ids with no table.
-To add an arm, write a class like the ones below and name it in `make_embedding`.
+binary and affine: A. Bochkov, arXiv 2605.09751. kron: R. Shravan, arXiv 2605.29459. random is this project's control. Every
+code has two forms that give the same vectors: a `table` of V codes that is looked up, and `on_the_fly`, computed from the ids
+with no table. To add an arm, write a class like the ones below and name it in `make_embedding`.
 """
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 
-# ---- binary and affine codes -----------------------------------------------------------------------------------------------------
+# ---- binary and affine codes -------------------------------------------------------------------------------
 
 def code_bits(vocab_size):
     """K = ceil(log2 V), at least 1: how many bits tell `vocab_size` ids apart."""
@@ -84,7 +84,8 @@ def tile(code, width):
 
 
 class BinaryEmbedding(nn.Module):
-    """e(t) = lift(c(t)), c(t) the K bits of t: no trained parameter with lift `tile`, K*d with `linear`. ids (...) -> (..., d)."""
+    """e(t) = lift(c(t)), c(t) the K bits of t: no trained parameter with lift `tile`, K*d with `linear`.
+    ids (...) -> (..., d)."""
 
     def __init__(self, vocab_size, bits, width, lift="tile", form="on_the_fly"):
         super().__init__()
@@ -115,10 +116,11 @@ class AffineEmbedding(BinaryEmbedding):
         return affine_code(super().code(ids), self.A, self.b)
 
 
-# ---- Kronecker codes -------------------------------------------------------------------------------------------------------------
+# ---- Kronecker codes ---------------------------------------------------------------------------------------
 
 def pack_bytes(token_bytes, vocab_size, pos_dim):
-    """Byte strings -> ((V, P) uint8 of their first P bytes, (V,) uint8 of L = how many those are); ids past the list have L = 0."""
+    """Byte strings -> ((V, P) uint8 of their first P bytes, (V,) uint8 of L = how many those are);
+    ids past the list have L = 0."""
     packed = np.zeros((vocab_size, pos_dim), np.uint8)
     length = np.zeros(vocab_size, np.uint8)
     for i, raw in enumerate(token_bytes):
@@ -184,7 +186,8 @@ class KroneckerEmbedding(nn.Module):
         return self.scale[L] * kappa + self.shift[L]
 
     def sum_rows(self, ids):
-        """sum_i W[row(i)], (n,) -> (n, d). The same sum twice: a CPU wants ragged bags, a compiler wants shapes that stand still."""
+        """sum_i W[row(i)], (n,) -> (n, d). The same sum twice: a CPU wants ragged bags,
+        a compiler wants shapes that stand still."""
         rows, present = self.rows(ids), self.present(ids)
         if torch.compiler.is_compiling():
             return (self.weight[rows] * present.unsqueeze(-1)).sum(-2)  # fused: the (n, P, d) product is never in memory
@@ -217,27 +220,30 @@ class RandomEmbedding(KroneckerEmbedding):
 
 
 def hash32(x):
-    """A well-mixed 32-bit hash of int64 (Wellons' lowbias32), the same on every device. (...) int64 -> (...) int64 in [0, 2^32)."""
+    """A well-mixed 32-bit hash of int64 (Wellons' lowbias32), the same on every device.
+    (...) int64 -> (...) int64 in [0, 2^32)."""
     x = x & 0xFFFFFFFF
     x = (x ^ x >> 16) * 0x7FEB352D & 0xFFFFFFFF
     x = (x ^ x >> 15) * 0x846CA68B & 0xFFFFFFFF
     return x ^ x >> 16
 
 
-# ---- one place where an arm's name becomes a module ------------------------------------------------------------------------------
+# ---- one place where an arm's name becomes a module --------------------------------------------------------
 
-LIFTS = {"learned": ("none",), "binary": ("tile", "linear"), "affine": ("tile", "linear"), "kron": ("linear",), "random": ("linear",)}
+LIFTS = {"learned": ("none",), "binary": ("tile", "linear"), "affine": ("tile", "linear"),
+         "kron": ("linear",), "random": ("linear",)}
 
 
 def make_embedding(code, lift, vocab_size, padded_size, width, *, form="on_the_fly", pos_dim=16, token_bytes=None, seed=0):
     """The input embedding of an arm: a module, ids (...) -> (..., width).
 
-    code, lift: a pair that `LIFTS` allows (else ValueError); form: on_the_fly or table; vocab_size: ids that text can have, which sets
-    K; padded_size: ids that the module accepts (kron has the free slot `vocab_size` in any case); token_bytes: for kron and random,
-    from `tokenizer.token_bytes`.
+    code, lift: a pair that `LIFTS` allows (else ValueError); form: on_the_fly or table; vocab_size: ids that text can have,
+    which sets K; padded_size: ids that the module accepts (kron has the free slot `vocab_size` in any case); token_bytes: for
+    kron and random, from `tokenizer.token_bytes`.
     """
     if lift not in LIFTS.get(code, ()):
-        raise ValueError(f"code '{code}' with lift '{lift}': the pairs are {', '.join(f'{c} {l}' for c in LIFTS for l in LIFTS[c])}")
+        pairs = ", ".join(f"{c} {l}" for c in LIFTS for l in LIFTS[c])
+        raise ValueError(f"code '{code}' with lift '{lift}': the pairs are {pairs}")
     if code == "learned":
         return nn.Embedding(padded_size, width)
     if code == "binary":

@@ -68,7 +68,8 @@ def write_atomic(path, write):
 
 
 def read_log(path):
-    """log.jsonl -> (its records, how many lines were dropped): a kill can leave half a line. A record is a dict with a step, or the header."""
+    """log.jsonl -> (its records, how many lines were dropped): a kill can leave half a line.
+    A record is a dict with a step, or the header."""
     records, dropped = [], 0
     with open(path, "rb") as file:
         for line in file:

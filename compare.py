@@ -3,8 +3,9 @@
     python compare.py out/tiny-* --baseline=bpe_tied                       # print the table
     python compare.py out/tiny-* --baseline=bpe_tied --out=results/tiny    # and write results/tiny.md, .json and .png
 
-Runs are grouped by arm and paired by seed: with equal seeds two arms saw the same batches and started from the same transformer body, so
-the gap between them is one number per seed. Runs that differ in anything but arm and seed are refused; unfinished runs are left out.
+Runs are grouped by arm and paired by seed: with equal seeds two arms saw the same batches and started from the same
+transformer body, so the gap between them is one number per seed. Runs that differ in anything but arm and seed are refused;
+unfinished runs are left out.
 """
 import glob
 import json
@@ -33,7 +34,7 @@ PUBLISHED = [("kron - bpe_tied, 124M, 2.5B tokens, 3 seeds", "gap", "-0.083 +- 0
              ("seed to seed, those runs", "perplexity", "4.8 %: comparable, not better")]
 
 
-# ---- reading ---------------------------------------------------------------------------------------------------------------------
+# ---- reading -----------------------------------------------------------------------------------------------
 
 def read_run(folder):
     """out/RUN -> {"name", "header", "steps", "vals"}, both lists in step order. InputError if it holds no run's log."""
@@ -61,7 +62,8 @@ def is_finished(run):
 
 
 def refuse_unmatched(runs):
-    """InputError, naming the first difference, if runs differ in anything but arm and seed, or if equal seeds saw other batches."""
+    """InputError, naming the first difference, if runs differ in anything but arm and seed,
+    or if equal seeds saw other batches."""
     def rest(run):
         config, free = run["header"]["config"], (*ARM_KEYS, "seed", "run", "wandb_log")
         return {k: v for k, v in config.items() if k not in free} | {"data": run["header"]["data"]}
@@ -86,7 +88,7 @@ def refuse_unmatched(runs):
                 raise InputError(f"not comparable: step {s['step']} saw other batches in {twin['name']} than in {r['name']}")
 
 
-# ---- statistics ------------------------------------------------------------------------------------------------------------------
+# ---- statistics --------------------------------------------------------------------------------------------
 
 def student_quantile(degrees, level=0.95):
     """t with P(|T| < t) = level for Student's T; 12.706, 4.303, 3.182 for 1, 2, 3 degrees of freedom.
@@ -160,7 +162,7 @@ def compare(runs, baseline):
     return result
 
 
-# ---- writing ---------------------------------------------------------------------------------------------------------------------
+# ---- writing -----------------------------------------------------------------------------------------------
 
 def pm(s, digits=4, sign=""):
     """A summary as text: mean +- sd, or the mean alone for one seed."""
@@ -194,12 +196,13 @@ def tables(result):
         if arm != result["baseline"] and a["against_baseline"]:
             gaps.append([arm, *gap_cells(a["against_baseline"])])
     head = ["seeds", "gap (nats)", "95 % interval", "gap (%)", "perplexity ratio", "steps-to-match", "verdict"]
-    columns = ["arm", "seeds", "input params", "body", "head", "total", "loss (nats)", "perplexity", "bits/byte", "tokens/s", "input norm"]
-    text = ["Validation, mean ± sample standard deviation over seeds (tokens/s as the runs logged them, beside whatever else the machine did: "
-            "bench.py measures speed):", markdown_table(columns, loss)]
+    columns = ["arm", "seeds", "input params", "body", "head", "total",
+               "loss (nats)", "perplexity", "bits/byte", "tokens/s", "input norm"]
+    text = ["Validation, mean ± sample standard deviation over seeds (tokens/s as the runs logged them, "
+            "beside whatever else the machine did: bench.py measures speed):", markdown_table(columns, loss)]
     if gaps:
-        text += [f"Against `{result['baseline']}`, paired by seed (negative is better; steps-to-match is total steps / the step at which the "
-                 "baseline's final loss is reached):", markdown_table(["arm", *head], gaps)]
+        text += [f"Against `{result['baseline']}`, paired by seed (negative is better; steps-to-match is total steps / "
+                 "the step at which the baseline's final loss is reached):", markdown_table(["arm", *head], gaps)]
     if result["contrasts"]:
         rows = [[c["what"], f"{c['arm']} - {c['base']}", *gap_cells(c)] for c in result["contrasts"]]
         text += ["One change at a time, paired by seed:", markdown_table(["what changes", "pair", *head], rows)]
@@ -209,18 +212,20 @@ def tables(result):
 def report(result, runs, unfinished, picture):
     """The whole .md: tables, published figures, and what made the numbers."""
     header, config = runs[0]["header"], runs[0]["header"]["config"]
-    versions = {"{hardware}; Python {python}, torch {torch}, commit {commit}".format_map(defaultdict(str, r["header"])) for r in runs}
+    versions = {"{hardware}; Python {python}, torch {torch}, commit {commit}".format_map(defaultdict(str, r["header"]))
+                for r in runs}
     text = [f"# {Path(picture).stem}: {len(result['arms'])} arms, {len(runs)} runs",
             f"![validation loss, gap, input norms]({Path(picture).name})", tables(result)]
     text += ["Published:", markdown_table(["what", "figure", "value"], PUBLISHED)]
     if unfinished:
-        steps = (f"{r['name']} (step {r['vals'][-1]['step'] if r['vals'] else 0} of {r['header']['config']['max_steps']})" for r in unfinished)
+        steps = (f"{r['name']} (step {r['vals'][-1]['step'] if r['vals'] else 0} of {r['header']['config']['max_steps']})"
+                 for r in unfinished)
         text.append("Left out because unfinished: " + ", ".join(steps))
     per_step = header.get("tokens_per_step", 0)
     text.append(f"Every run: {config['max_steps']:,} steps of {per_step:,} tokens = {config['max_steps'] * per_step:,} tokens "
-                f"({header.get('epochs', 0):.2f} epochs) of `{config['dataset']}` (train.bin sha256 {header['data']['train'][:12]}...), "
-                f"{config['n_layer']} layers, d {config['n_embd']}, context {config['block_size']}, {config['dtype']}, "
-                f"peak learning rate {config['learning_rate']}.")
+                f"({header.get('epochs', 0):.2f} epochs) of `{config['dataset']}` (train.bin sha256 "
+                f"{header['data']['train'][:12]}...), {config['n_layer']} layers, d {config['n_embd']}, "
+                f"context {config['block_size']}, {config['dtype']}, peak learning rate {config['learning_rate']}.")
     text.append("Made by `" + result["command"] + f"` on {result['date']}, from runs on " + "; ".join(sorted(versions)) + ":")
     text.append("```\n" + "\n".join(f"{r['header'].get('date', '')}  {r['header'].get('command', '')}" for r in runs) + "\n```")
     return "\n\n".join(text) + "\n"
@@ -231,8 +236,9 @@ def plot(result, runs, path):
     import matplotlib
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
-    colours = ["#000000", "#E69F00", "#56B4E9", "#009E73", "#B8A800", "#0072B2", "#D55E00", "#CC79A7"]  # Okabe and Ito: colour-blind safe
-    styles = ["-", "--", "-.", ":", (0, (5, 1)), (0, (1, 1)), (0, (3, 1, 1, 1)), (0, (8, 2))]            # and told apart in grey
+    # Okabe and Ito: colour-blind safe, and told apart in grey
+    colours = ["#000000", "#E69F00", "#56B4E9", "#009E73", "#B8A800", "#0072B2", "#D55E00", "#CC79A7"]
+    styles = ["-", "--", "-.", ":", (0, (5, 1)), (0, (1, 1)), (0, (3, 1, 1, 1)), (0, (8, 2))]
     markers = "osD^vP*X"
     by_arm = {}
     for r in runs:

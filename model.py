@@ -5,7 +5,8 @@
     logits, loss = model(ids), model(ids, targets)
     model, tokenizer, checkpoint = load_model("out/tiny-kron-s1")
 
-Architecture and parameter names are nanoGPT's: a nanoGPT state dict of the same shape loads into a `learned` model with strict=True.
+Architecture and parameter names are nanoGPT's: a nanoGPT state dict of the same shape loads
+into a `learned` model with strict=True.
 """
 import hashlib
 import math
@@ -100,7 +101,8 @@ class CausalSelfAttention(nn.Module):
 
     def forward(self, x, rotary=None, cache=None, layer=None):
         B, T, d = x.shape
-        q, k, v = (y.view(B, T, self.n_head, d // self.n_head).transpose(1, 2) for y in self.c_attn(x).split(d, dim=2))  # (B, H, T, w)
+        q, k, v = (y.view(B, T, self.n_head, d // self.n_head).transpose(1, 2)
+                   for y in self.c_attn(x).split(d, dim=2))  # (B, H, T, w)
         if rotary is not None:
             q, k = rotate(q, *rotary), rotate(k, *rotary)
         if cache is not None:
@@ -138,7 +140,8 @@ class Block(nn.Module):
 class GPT(nn.Module):
     """ids (B, T), T <= block_size -> logits (B, T, padded vocabulary), or with targets the mean cross-entropy in nats.
 
-    token_bytes: the bytes of every id (`tokenizer.token_bytes`), needed by kron and random. ValueError if the config allows no model.
+    token_bytes: the bytes of every id (`tokenizer.token_bytes`), needed by kron and random.
+    ValueError if the config allows no model.
     """
 
     def __init__(self, config, token_bytes=None):
@@ -165,7 +168,8 @@ class GPT(nn.Module):
 
     @torch.no_grad()
     def init_weights(self):
-        """nanoGPT's initial distributions, each value a pure function of (seed, parameter name, shape): all arms share one body."""
+        """nanoGPT's initial distributions, each value a pure function of (seed, parameter name, shape):
+        all arms share one body."""
         for name, p in self.named_parameters():
             if p.dim() == 1:
                 p.fill_(0.0 if name.endswith("bias") else 1.0)
@@ -204,15 +208,16 @@ class GPT(nn.Module):
         x, targets = x.flatten(0, 1), targets.flatten()
         # On a CPU the loss is bound by memory: logits that stay in cache, 4 MB at a time, make it three times as fast.
         rows = max(1, 2**20 // self.config.padded_size) if x.device.type == "cpu" else len(x)
-        nats = sum(F.cross_entropy(self.lm_head(h).float(), t, reduction="sum") for h, t in zip(x.split(rows), targets.split(rows)))
+        nats = sum(F.cross_entropy(self.lm_head(h).float(), t, reduction="sum")
+                   for h, t in zip(x.split(rows), targets.split(rows)))
         return nats / (targets != -100).sum()  # cross_entropy leaves out targets of -100
 
     @torch.no_grad()
     def generate(self, ids, max_new_tokens, temperature=1.0, top_k=None, top_p=None, generator=None, use_cache=True):
         """Continue ids (B, T), 1 <= T <= block_size. Yields the next ids (B,), `max_new_tokens` times. temperature 0 is greedy.
 
-        Past block_size the window slides: the older half of the context is dropped and the rest is read anew, so that a token costs
-        the same on average however long the text. The text does not depend on `use_cache`, only its cost does.
+        Past block_size the window slides: the older half of the context is dropped and the rest is read anew, so that a token
+        costs the same on average however long the text. The text does not depend on `use_cache`, only its cost does.
         """
         cache = None
         for _ in range(max_new_tokens):
@@ -253,7 +258,8 @@ class GPT(nn.Module):
 
 
 def choose(logits, temperature, top_k, top_p, generator):
-    """Sample ids (B,) from logits (B, V): greedy at temperature 0, else among the top_k, else within the top_p of the probability."""
+    """Sample ids (B,) from logits (B, V): greedy at temperature 0, else among the top_k,
+    else within the top_p of the probability."""
     if temperature == 0:
         return logits.argmax(-1)
     logits = logits / temperature
@@ -295,7 +301,8 @@ def save_checkpoint(path, state):
         try:
             torch.save(state | {"sha256": fingerprint(state)}, file)
         except RuntimeError as error:  # torch's way of saying that a write failed
-            raise OSError(f"{path} cannot be written ({getattr(error.__context__, 'strerror', None) or error}); the checkpoint before it is kept") from None
+            reason = getattr(error.__context__, "strerror", None) or error
+            raise OSError(f"{path} cannot be written ({reason}); the checkpoint before it is kept") from None
     write_atomic(path, write)
 
 
@@ -322,7 +329,8 @@ def load_checkpoint(run):
 
 
 def build_model(config, tok):
-    """A fresh GPT for a run's config (a dict that may hold more keys than the model's) and its tokenizer. ValueError if impossible."""
+    """A fresh GPT for a run's config (a dict that may hold more keys than the model's) and its tokenizer.
+    ValueError if impossible."""
     keys = {f.name for f in fields(GPTConfig)} & config.keys()
     return GPT(GPTConfig(**{k: config[k] for k in keys} | {"vocab_size": tok.vocab_size}), tokenizers.token_bytes(tok))
 

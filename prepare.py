@@ -202,7 +202,8 @@ def parquet(path, column):
         with pyarrow.parquet.ParquetFile(path) as file:
             names = file.schema_arrow.names
             if names.count(column) != 1:
-                raise InputError(f"{path}: {'two columns' if column in names else 'no column'} '{column}' (it has: {', '.join(names)}); choose with --column")
+                raise InputError(f"{path}: {'two columns' if column in names else 'no column'} '{column}' "
+                                 f"(it has: {', '.join(names)}); choose with --column")
             row = 0
             for texts in rows_from(file, 0, column):
                 for text in texts:
@@ -290,7 +291,8 @@ def make_tokenizer(name, sources, val_fraction, limit):
 
 
 def documents(source, tok, at):
-    """(document, ids, share read) of a source from `at` on, which is kept up to date: `used` of the batch after `position` are done."""
+    """(document, ids, share read) of a source from `at` on, which is kept up to date:
+    `used` of the batch after `position` are done."""
     for texts, share, position in source.read(at["position"]):
         texts = clean(texts)
         fresh = texts[at["used"]:]
@@ -312,7 +314,8 @@ def checksum(state):
 
 
 def resume(folder):
-    """What encode() saved in a folder -> (state, tokenizer, running hashes of the bins). InputError if any of it was changed since."""
+    """What encode() saved in a folder -> (state, tokenizer, running hashes of the bins).
+    InputError if any of it was changed since."""
     try:
         state = json.loads((folder / "state.json").read_bytes())
         if state.pop("checksum") != checksum(state):
@@ -340,7 +343,8 @@ def encode(folder, sources, tok, val_fraction, wanted, state, hashes=None):
     """Encode documents of the sources into folder/{train,val}.bin, from `state` on, until each split has its `wanted` tokens.
 
     The next document is always from the source that is furthest behind its share. `state` is kept up to date; every SAVE_EVERY
-    seconds it is written to folder/state.json, after the tokens that it counts. `hashes`: from `resume`, where it went on from there.
+    seconds it is written to folder/state.json, after the tokens that it counts.
+    `hashes`: from `resume`, where it went on from there.
     """
     dtype, tokens, done = id_type(tok), state["tokens"], state["sources"]
     hashes = hashes or {split: hashlib.sha256() for split in wanted}
@@ -413,7 +417,8 @@ def finish(folder, final, meta, overwrite):
 
 
 def prepare(args, sources):
-    """Make the tokenizer, encode, check that there is something on both sides, and finish; or go on where an earlier call was ended."""
+    """Make the tokenizer, encode, check that there is something on both sides, and finish;
+    or go on where an earlier call was ended."""
     final, folder = Path("data") / args.name, Path("data") / f"{args.name}.partial"
     infinite = float("inf")
     wanted, val_fraction = {"train": infinite, "val": infinite}, args.val_fraction

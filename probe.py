@@ -55,7 +55,7 @@ PUBLISHED = {  # arXiv 2605.29459: GPT-2 124M where nothing else is said
     "norms": "the learned table's mean row norm drifts in training, the projection's stays near 1.0."}
 
 
-# ---- runs and tables in, files out ---------------------------------------------------------------------------------------------
+# ---- runs and tables in, files out -------------------------------------------------------------------------
 
 def order(run):
     """Sort key of a run: arms in the papers' order, others after them, then seeds."""
@@ -164,7 +164,7 @@ def draw(ax, name, i, x, middle, low, high, line="-"):
     ax.errorbar(x, middle, bars, ls=line, capsize=2, lw=1.3, ms=6, label=name, color=COLOURS[i % 8], marker=MARKERS[i % 8])
 
 
-# ---- robustness ----------------------------------------------------------------------------------------------------------------
+# ---- robustness --------------------------------------------------------------------------------------------
 
 CATEGORIES = ["geography", "math", "time", "colors", "idiom", "body", "animals", "counting", "syntax", "misc", "people"]
 COLUMNS = ["category", "clean", "typo"]
@@ -296,7 +296,7 @@ def robustness(args):
     save(args, text, {"runs": runs} | found | {"per_prompt": results}, figure)
 
 
-# ---- generation ----------------------------------------------------------------------------------------------------------------
+# ---- generation --------------------------------------------------------------------------------------------
 
 SAMPLER = {"max_new_tokens": 30, "temperature": 0.7, "top_p": 0.9}  # 2605.29459
 KINDS = ["normal", "typo", "novel", "typo in one slot", "novel in one slot"]
@@ -388,7 +388,7 @@ def generation(args):
     save(args, text, {"runs": runs, "sampler": sampler, "rates": rates, "records_of_the_first_seed": first}, figure)
 
 
-# ---- layers --------------------------------------------------------------------------------------------------------------------
+# ---- layers ------------------------------------------------------------------------------------------------
 
 def canonical(text):
     """The form that typographic variants share: without leading space markers, punctuation and case. Maybe empty."""
@@ -504,7 +504,7 @@ def layers(args):
     save(args, text, {"runs": runs, "words_of_several_tokens": sorted(split), "levels": found}, figure)
 
 
-# ---- geometry ------------------------------------------------------------------------------------------------------------------
+# ---- geometry ----------------------------------------------------------------------------------------------
 
 FALLOFF = {"run": "runs RUN ran running rerun", "compute": "computed computer commute compete",
            "nation": "nations notion national station", "international": "internationally interntional internatoinal"}
@@ -715,7 +715,7 @@ def geometry(args):
                       "collisions": {P: {"longer": longer, "share": share} for P, (longer, share) in cut.items()}}, figure)
 
 
-# ---- norms ---------------------------------------------------------------------------------------------------------------------
+# ---- norms -------------------------------------------------------------------------------------------------
 
 def norms(args):
     runs = sorted((read_run(path) for path in args.runs), key=order)

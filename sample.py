@@ -1,9 +1,9 @@
 """Trained checkpoints -> text.
 
-    python sample.py                                                         # typo echo: the newest kron and bpe runs side by side
+    python sample.py                                                   # typo echo: the newest kron and bpe runs side by side
     python sample.py out/tiny-kron-s1 --prompt="Return the lenght of" --max_new_tokens=60 --temperature=0.8 --top_k=50
-    python sample.py out/tiny-kron-s1 out/tiny-bpe_tied-s1                   # typo echo of these two
-    python sample.py out/tiny-kron-s1 out/tiny-bpe_tied-s1 --prompt=-        # the prompt from standard input, two arms side by side
+    python sample.py out/tiny-kron-s1 out/tiny-bpe_tied-s1             # typo echo of these two
+    python sample.py out/tiny-kron-s1 out/tiny-bpe_tied-s1 --prompt=-  # the prompt from standard input, two arms side by side
     python sample.py out/tiny-kron-s1 --prompt="The frobnicator is" --oov=frobnicator      # the word's bytes in one slot (kron)
 
 A sample ends at <|endoftext|> or after --max_new_tokens; past the model's context the window slides.
@@ -21,7 +21,8 @@ from model import load_model
 
 # (clean, misspelled, the misspelling): a model that sees spelling can say the misspelled word again.
 TYPO_PROMPTS = [("Return the length of the sequence. The length", "Return the lenght of the sequence. The lenght", "lenght"),
-                ("The argument must be an integer. If the argument", "The arguement must be an integer. If the arguement", "arguement"),
+                ("The argument must be an integer. If the argument",
+                 "The arguement must be an integer. If the arguement", "arguement"),
                 ("Write the buffer to the file. The buffer", "Write the bufffer to the file. The bufffer", "bufffer")]
 
 
@@ -39,7 +40,8 @@ def prompt_ids(model, tok, prompt, oov=None):
 
 
 def continuation(model, tok, ids, seed, **how):
-    """Continue ids (1, T) up to <|endoftext|>; yields text as it comes, whole characters only. `how`: arguments of `GPT.generate`."""
+    """Continue ids (1, T) up to <|endoftext|>; yields text as it comes, whole characters only.
+    `how`: arguments of `GPT.generate`."""
     generator = torch.Generator(ids.device).manual_seed(seed)
     held = []  # ids that end within a character
     for next_id in model.generate(ids, generator=generator, **how):
@@ -60,7 +62,8 @@ def highlight(text, word):
 def side_by_side(columns, word=None):
     """Print texts in columns: [(title, text), ...]."""
     width = max(20, (shutil.get_terminal_size((110, 24)).columns - 3 * (len(columns) - 1)) // len(columns))
-    cells = [[title, "-" * len(title)] + [part for line in text.split("\n") for part in textwrap.wrap(line, width) or [""]] for title, text in columns]
+    cells = [[title, "-" * len(title)] + [part for line in text.split("\n") for part in textwrap.wrap(line, width) or [""]]
+             for title, text in columns]
     for i in range(max(map(len, cells))):
         row = [(cell[i] if i < len(cell) else "").ljust(width) for cell in cells]
         print(highlight(" | ".join(row).rstrip(), word))
@@ -85,7 +88,8 @@ def typo_echo(models, seed, how):
         word = prompts[2]
         for prompt in prompts[:2]:
             print(f'prompt: "{highlight(prompt, word)}"')
-            side_by_side([(name, "".join(continuation(model, tok, prompt_ids(model, tok, prompt), seed, **how))) for name, model, tok in models], word)
+            side_by_side([(name, "".join(continuation(model, tok, prompt_ids(model, tok, prompt), seed, **how)))
+                          for name, model, tok in models], word)
     print("A misspelling that comes back is highlighted in a terminal; python probe.py generation counts it.")
 
 
@@ -116,7 +120,8 @@ def main():
     how = dict(max_new_tokens=args.max_new_tokens, temperature=args.temperature, top_k=args.top_k, top_p=args.top_p)
     runs = [Path(r) for r in args.runs] or [newest("kron"), newest("learned")]
     if None in runs:
-        raise InputError("no trained kron and bpe runs under out/; python train.py configs/tiny.py configs/kron.py makes one, or name a run")
+        raise InputError("no trained kron and bpe runs under out/; "
+                         "python train.py configs/tiny.py configs/kron.py makes one, or name a run")
     models = [(r.name, *load_model(r, args.device)[:2]) for r in runs]
     if len(models) > 1 and not args.prompt:
         return typo_echo(models, args.seed, how)
@@ -133,7 +138,8 @@ def main():
             print(f"note: {name} is no kron run; it reads '{args.oov}' as its usual tokens", file=sys.stderr)
         inputs.append(prompt_ids(model, tok, prompt, args.oov))
         if inputs[-1].size(1) > model.config.block_size:
-            raise InputError(f"the prompt has {inputs[-1].size(1):,} tokens, the context of {name} is {model.config.block_size:,}")
+            raise InputError(f"the prompt has {inputs[-1].size(1):,} tokens, "
+                             f"the context of {name} is {model.config.block_size:,}")
     for seed in range(args.seed, args.seed + args.num_samples):
         texts = [continuation(model, tok, ids, seed, **how) for (_, model, tok), ids in zip(models, inputs)]
         if len(models) > 1:

@@ -22,7 +22,8 @@ import tiktoken
 SPLIT_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
 END_OF_TEXT = "<|endoftext|>"
 LONG = 100_000
-LONG_GAP = re.compile(r"(?=[\t-\r \x85\u00a0\u2000-\u200a]\S)(?<=[\t-\r \x85\u00a0\u2000-\u200a]{100000})")  # before its last space
+LONG_GAP = re.compile(r"(?=[\t-\r \x85\u00a0\u2000-\u200a]\S)"  # before its last space
+                      r"(?<=[\t-\r \x85\u00a0\u2000-\u200a]{100000})")
 
 
 @functools.cache
@@ -169,7 +170,8 @@ def train_bpe(texts, vocab_size):
     ValueError if `vocab_size` < 257 or > 2^31, or if the text has too few distinct pairs for that many merges.
     """
     if not 257 <= vocab_size <= 2**31:
-        raise ValueError(f"bpe:{vocab_size} is too {'small' if vocab_size < 257 else 'large'}: 256 bytes and <|endoftext|> need 257, 2^31 is the most")
+        raise ValueError(f"bpe:{vocab_size} is too {'small' if vocab_size < 257 else 'large'}: "
+                         "256 bytes and <|endoftext|> need 257, 2^31 is the most")
     import rustbpe  # where nothing is trained, nothing needs it
     trainer = rustbpe.Tokenizer()
     trainer.train_from_iterator(iter(texts), vocab_size - 1, pattern=SPLIT_PATTERN)

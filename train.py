@@ -2,11 +2,12 @@
 
     python train.py configs/tiny.py configs/kron.py                            # a small CPU run, out/tiny-kron-s1337
     python train.py configs/tiny.py configs/kron.py --seed=2 --max_steps=500   # any key below, on top of the files
-    python train.py configs/kron.py --dry_run=8                                # parameters, FLOPs, memory, hours on 8 GPUs; runs nothing
-    torchrun --standalone --nproc_per_node=8 -- train.py configs/kron.py       # GPT-2 124M on eight GPUs; -- lets --run=NAME through
+    python train.py configs/kron.py --dry_run=8                           # params, FLOPs, memory, hours on 8 GPUs; runs nothing
+    torchrun --standalone --nproc_per_node=8 -- train.py configs/kron.py  # GPT-2 124M on eight GPUs; -- lets --run=NAME through
 
-Config files are plain assignments of literals; they compose left to right, then --key=value. Data comes from prepare.py. Everything a
-run leaves is in out/RUN: ckpt.pt, best.pt, log.jsonl, loss.png. The same command again continues a run that was stopped; --overwrite starts over.
+Config files are plain assignments of literals; they compose left to right, then --key=value. Data comes from prepare.py.
+Everything a run leaves is in out/RUN: ckpt.pt, best.pt, log.jsonl, loss.png. The same command again continues a run that was
+stopped; --overwrite starts over.
 """
 import ast
 import difflib
@@ -82,10 +83,11 @@ class Config:
     wandb_log: bool = False
 
 
-# ---- configuration ---------------------------------------------------------------------------------------------------------------
+# ---- configuration -----------------------------------------------------------------------------------------
 
 def assign(config, key, value, where):
-    """config.key = value if the key exists and the value has its type (an int may be written 1e4); InputError says what is near."""
+    """config.key = value if the key exists and the value has its type (an int may be written 1e4);
+    InputError says what is near."""
     types = {f.name: f.type for f in fields(Config)}
     if key not in types:
         near = difflib.get_close_matches(key, types, 1)
@@ -148,7 +150,7 @@ def compose(argv):
             value = ast.literal_eval(text)
         except (ValueError, SyntaxError, RecursionError, MemoryError):
             value = text
-        assign(config, key, text if getattr(Config, key, None) is not None and isinstance(getattr(Config, key), str) else value, arg)
+        assign(config, key, text if isinstance(getattr(Config, key, None), str) else value, arg)
         if key in ARM_KEYS:
             arm += f",{key}={text}"
     config.run = config.run or "-".join([*(names or ["default"]), f"s{config.seed}"])
@@ -157,8 +159,8 @@ def compose(argv):
 
 def check(config, world):
     """Refuse values and combinations that cannot be trained, before anything is written. Settles every `auto`."""
-    positive = ("max_steps", "batch_size", "gradient_accumulation_steps", "eval_interval", "eval_tokens", "log_interval", "learning_rate",
-                "embed_lr_mult")
+    positive = ("max_steps", "batch_size", "gradient_accumulation_steps", "eval_interval", "eval_tokens", "log_interval",
+                "learning_rate", "embed_lr_mult")
     if config.vocab_size < 0:
         raise InputError(f"vocab_size={config.vocab_size}: must be 0 (that of the data) or more")
     for key, low, high in [(k, 0, math.inf) for k in ("min_lr", "warmup_steps", "weight_decay", "grad_clip", "embed_std")] + \
@@ -171,15 +173,17 @@ def check(config, world):
     if "/" in config.run or config.run.startswith("."):
         raise InputError(f"run='{config.run}' is not a plain folder name")
     if config.embed_lr_mult != 1 and (config.tie or config.lift == "tile"):
-        raise InputError(f"embed_lr_mult={config.embed_lr_mult}: this input has no weights of its own (code={config.code}, tie={config.tie})")
+        raise InputError(f"embed_lr_mult={config.embed_lr_mult}: this input has no weights of its own "
+                         f"(code={config.code}, tie={config.tie})")
     sequences = config.batch_size * config.gradient_accumulation_steps
     if sequences % world or (sequences // world) % min(config.batch_size, sequences // world):
-        raise InputError(f"batch_size * gradient_accumulation_steps = {sequences} sequences cannot be dealt evenly to {world} ranks "
-                         f"in micro-batches of {config.batch_size}")
+        raise InputError(f"batch_size * gradient_accumulation_steps = {sequences} sequences cannot be dealt evenly to "
+                         f"{world} ranks in micro-batches of {config.batch_size}")
     if config.device == "auto":
         config.device = "cuda" if torch.cuda.is_available() else "cpu"
     if config.device not in ("cuda", "cpu") or config.device == "cuda" and not torch.cuda.is_available():
-        raise InputError(f"device='{config.device}': {'no CUDA device is here' if config.device == 'cuda' else 'cuda, cpu and auto are known'}")
+        raise InputError(f"device='{config.device}': "
+                         f"{'no CUDA device is here' if config.device == 'cuda' else 'cuda, cpu and auto are known'}")
     if config.dtype == "auto":
         fast = (torch.cuda.is_bf16_supported() if config.device == "cuda" else
                 torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
@@ -194,19 +198,21 @@ def check(config, world):
         raise InputError("wandb_log=True, but wandb is not installed (pip install wandb)")
 
 
-# ---- data ------------------------------------------------------------------------------------------------------------------------
+# ---- data --------------------------------------------------------------------------------------------------
 
 class Data:
     """data/NAME as prepare.py left it: checked against the hashes in its meta.json, then read block by block.
 
-    Block i of a split is tokens i*T .. (i+1)*T inclusive: T inputs and, shifted by one, T targets. InputError if anything is amiss.
+    Block i of a split is tokens i*T .. (i+1)*T inclusive: T inputs and, shifted by one, T targets.
+    InputError if anything is amiss.
     """
 
     def __init__(self, name, block_size):
         self.folder, self.block_size = Path("data") / name, block_size
         if not (self.folder / "meta.json").is_file():
             there = sorted(p.parent.name for p in Path("data").glob("*/meta.json"))
-            raise InputError(f"{self.folder}: no prepared data there (data/ has: {', '.join(there) or 'nothing'}); prepare.py makes it")
+            raise InputError(f"{self.folder}: no prepared data there (data/ has: {', '.join(there) or 'nothing'}); "
+                             "prepare.py makes it")
         try:
             meta = json.loads((self.folder / "meta.json").read_bytes())
             if meta.pop("checksum") != hashlib.sha256(json.dumps(meta).encode()).hexdigest():
@@ -215,7 +221,8 @@ class Data:
             self.dtype, self.tokens, self.sha256 = np.dtype(meta["dtype"]), meta["tokens"], meta["sha256"]
             sizes = {split: self.tokens[split] * self.dtype.itemsize for split in ("train", "val")}
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"{self.folder}/meta.json is damaged ({type(error).__name__}: {error}); prepare the data again") from None
+            raise InputError(f"{self.folder}/meta.json is damaged ({type(error).__name__}: {error}); "
+                             "prepare the data again") from None
         for split, size in sizes.items():
             path = self.folder / f"{split}.bin"
             if not path.is_file():
@@ -288,7 +295,7 @@ def validate(model, data, config, rank, world, device, autocast):
     return nats / tokens, nats / math.log(2) / size
 
 
-# ---- small helpers ---------------------------------------------------------------------------------------------------------------
+# ---- small helpers -----------------------------------------------------------------------------------------
 
 def all_reduce(tensor, device):
     """Sum of a small CPU tensor over all ranks."""
@@ -314,7 +321,8 @@ def make_optimizer(model, config):
               dict(params=[], weight_decay=0.0, lr_mult=1.0)]
     for p in model.parameters():
         groups[0 if id(p) in own else 1 if p.dim() >= 2 else 2]["params"].append(p)
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=config.learning_rate, betas=(config.beta1, config.beta2), fused=True)
+    return torch.optim.AdamW([g for g in groups if g["params"]], lr=config.learning_rate,
+                             betas=(config.beta1, config.beta2), fused=True)
 
 
 def describe_machine(device, world):
@@ -323,11 +331,12 @@ def describe_machine(device, world):
     if os.path.exists("/proc/cpuinfo"):
         cpu = next((line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), cpu)
     cuda = device.type == "cuda"
-    hardware = f"{world} x {torch.cuda.get_device_name(device)}" if cuda else f"{cpu}, {world} x {torch.get_num_threads()} threads"
-    git = ["git", "-C", str(HERE)]
+    hardware = (f"{world} x {torch.cuda.get_device_name(device)}" if cuda else
+                f"{cpu}, {world} x {torch.get_num_threads()} threads")
+    git, capture = ["git", "-C", str(HERE)], dict(capture_output=True, text=True)
     try:
-        commit = subprocess.run(git + ["rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        commit += "+changes" if subprocess.run(git + ["status", "--porcelain", "-uno"], capture_output=True, text=True).stdout else ""
+        commit = subprocess.run(git + ["rev-parse", "--short=12", "HEAD"], check=True, **capture).stdout.strip()
+        commit += "+changes" if subprocess.run(git + ["status", "--porcelain", "-uno"], **capture).stdout else ""
     except (OSError, subprocess.CalledProcessError):
         commit = "unknown"
     return {"hardware": hardware, "python": platform.python_version(), "torch": torch.__version__, "commit": commit,
@@ -359,11 +368,12 @@ def clock(seconds):
 
 
 def estimate_memory(model, config, micro):
-    """Bytes at the peak of a step in eager mode, at the start of the backward pass: {"weights and optimizer", "activations", "loss"}.
+    """Bytes at the peak of a step in eager mode, at the start of the backward pass:
+    {"weights and optimizer", "activations", "loss"}.
 
-    AdamW in float32 keeps 12 bytes per weight besides the gradient; bfloat16 autocast adds copies of what it multiplies. A block keeps,
-    per token, 38 d bytes in bfloat16 (68 d in float32): two norms' inputs and outputs, q, k, v, the attention twice, 4 d twice of the MLP.
-    The loss keeps float32 log-probabilities; on a GPU the logits stand beside them in both formats.
+    AdamW in float32 keeps 12 bytes per weight besides the gradient; bfloat16 autocast adds copies of what it multiplies. A block
+    keeps, per token, 38 d bytes in bfloat16 (68 d in float32): two norms' inputs and outputs, q, k, v, the attention twice,
+    4 d twice of the MLP. The loss keeps float32 log-probabilities; on a GPU the logits stand beside them in both formats.
     """
     c, counts, tokens = model.config, model.num_params(), micro * config.block_size
     half = config.dtype == "bfloat16"
@@ -375,8 +385,10 @@ def estimate_memory(model, config, micro):
 
 
 def dry_run(config, arm, data, gpus):
-    """Print what a run would take on `gpus` ranks. The model is built on the meta device: nothing is allocated, nothing written."""
-    vocab_size = data.tokenizer.vocab_size if data else config.vocab_size or GPTConfig.vocab_size  # GPT-2's where nothing else is said
+    """Print what a run would take on `gpus` ranks.
+    The model is built on the meta device: nothing is allocated, nothing written."""
+    # GPT-2's vocabulary where nothing else is said
+    vocab_size = data.tokenizer.vocab_size if data else config.vocab_size or GPTConfig.vocab_size
     shape = {f.name: getattr(config, f.name) for f in fields(GPTConfig)} | {"vocab_size": vocab_size, "code_form": "on_the_fly"}
     with torch.device("meta"):
         model = GPT(GPTConfig(**shape), [])
@@ -385,19 +397,22 @@ def dry_run(config, arm, data, gpus):
     sequences = config.batch_size * config.gradient_accumulation_steps
     tokens = config.max_steps * sequences * config.block_size
     flops, flops_per_second = model.flops_per_token() * tokens, 0.45 * PEAK_FLOPS["H100"] * gpus
-    memory = estimate_memory(model, config, min(config.batch_size, sequences // gpus))
-    epochs = f"{config.max_steps * sequences / data.blocks('train'):.2f} epochs of {config.dataset}" if data else f"{config.dataset} is not prepared yet"
+    micro = min(config.batch_size, sequences // gpus)
+    memory = estimate_memory(model, config, micro)
+    epochs = (f"{config.max_steps * sequences / data.blocks('train'):.2f} epochs of {config.dataset}" if data else
+              f"{config.dataset} is not prepared yet")
     print(f"{arm}, seed {config.seed}, vocabulary {vocab_size:,} ({model.config.padded_size:,} with padding)\n"
           f"parameters: {counts['total']:,} = {counts['input']:,} input + {counts['body']:,} body + {counts['head']:,} head; "
-          + (f"{table - counts['input']:,} fewer than with a learned input table" if config.code != "learned" else "the input is a learned table") +
-          f"\nsteps: {config.max_steps:,} of {sequences * config.block_size:,} tokens ({sequences} x {config.block_size}) = {tokens:,} tokens, "
-          f"{epochs}\ncompute: {model.flops_per_token():.3g} FLOPs per token, {flops:.3g} in all: "
+          + (f"{table - counts['input']:,} fewer than with a learned input table" if config.code != "learned" else
+             "the input is a learned table") +
+          f"\nsteps: {config.max_steps:,} of {sequences * config.block_size:,} tokens ({sequences} x {config.block_size}) = "
+          f"{tokens:,} tokens, {epochs}\ncompute: {model.flops_per_token():.3g} FLOPs per token, {flops:.3g} in all: "
           f"{flops / flops_per_second / 3600:,.1f} hours on {gpus} H100 at 45 % MFU\n"
-          f"memory per GPU, micro-batch {min(config.batch_size, sequences // gpus)}, eager {config.dtype}: {sum(memory.values()) / 1e9:.2f} GB = "
+          f"memory per GPU, micro-batch {micro}, eager {config.dtype}: {sum(memory.values()) / 1e9:.2f} GB = "
           + " + ".join(f"{v / 1e9:.2f} {k}" for k, v in memory.items()) + "; compiled it is less")
 
 
-# ---- the run ---------------------------------------------------------------------------------------------------------------------
+# ---- the run -----------------------------------------------------------------------------------------------
 
 def main():
     began = time.perf_counter()
@@ -411,7 +426,8 @@ def main():
     prepared = not flags["dry_run"] or (Path("data") / config.dataset).exists()
     data = Data(config.dataset, config.block_size) if prepared else None
     if data and config.vocab_size not in (0, data.tokenizer.vocab_size):
-        raise InputError(f"{data.folder} has a vocabulary of {data.tokenizer.vocab_size:,}, vocab_size={config.vocab_size} wants another")
+        raise InputError(f"{data.folder} has a vocabulary of {data.tokenizer.vocab_size:,}, "
+                         f"vocab_size={config.vocab_size} wants another")
     try:
         if flags["dry_run"]:
             return dry_run(config, arm, data, flags["dry_run"])
@@ -446,20 +462,22 @@ def main():
     model.to(device)
     params = list(model.parameters())
     optimizer = make_optimizer(model, config)
-    if world > 1:  # after the first optimizer, which imports torch.distributed.nn: its default arguments would keep the group alive to the end
+    # after the first optimizer, which imports torch.distributed.nn: its default arguments would keep the group alive to the end
+    if world > 1:
         if device.type == "cuda":
             torch.cuda.set_device(device)
-        # torchrun's store outlives a restart: without a prefix a rank may read the address that a killed one left there, and wait for it.
+        # torchrun's store outlives a restart: without a prefix a rank may read the address that a killed one left there, and
+        # wait for it. Several machines count their restarts apart: see the README.
         store, _, _ = next(dist.rendezvous("env://"))
-        one_machine = world == int(os.environ.get("LOCAL_WORLD_SIZE", 0))  # several machines count their restarts apart: see the README
+        one_machine = world == int(os.environ.get("LOCAL_WORLD_SIZE", 0))
         store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if one_machine else "0", store)
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", store=store, rank=rank, world_size=world)
     step, records = 0, []
     if checkpoint is not None:
         model.load_state_dict(checkpoint["model"])
         optimizer.load_state_dict(checkpoint["optimizer"])
-        step = checkpoint["step"]
-        records = [r for r in read_log(out / "log.jsonl")[0] if r.get("step", 0) <= step]  # a killed run may have logged beyond it
+        step = checkpoint["step"]  # a killed run may have logged beyond it
+        records = [r for r in read_log(out / "log.jsonl")[0] if r.get("step", 0) <= step]
     forward = torch.compile(model) if config.compile == "True" else model
     autocast = torch.autocast(device.type, torch.bfloat16) if config.dtype == "bfloat16" else nullcontext()
     device_name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
@@ -480,8 +498,8 @@ def main():
     def save():
         if rank == 0:
             save_checkpoint(out / "ckpt.new", {
-                "model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step, "best": best, "tokenizer": data.tokenizer.state,
-                "config": asdict(config) | {"arm": arm, "data": data.sha256}})
+                "model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step, "best": best,
+                "tokenizer": data.tokenizer.state, "config": asdict(config) | {"arm": arm, "data": data.sha256}})
             if best[1] == step:  # a second name for the same file costs no disk
                 os.link(out / "ckpt.new", out / "best.new")
                 os.replace(out / "best.new", out / "best.pt")
@@ -494,7 +512,8 @@ def main():
         if not math.isfinite(loss):
             raise InputError(f"step {step}: the validation loss is {loss}; {advice}")
         log({"step": step, "val_loss": loss, "val_ppl": math.exp(loss), "val_bpb": bpb, "input_norm": model.input_norm()})
-        say(f"step {step}/{config.max_steps} | validation loss {loss:.4f} nats, perplexity {math.exp(loss):.2f}, {bpb:.4f} bits/byte")
+        say(f"step {step}/{config.max_steps} | validation loss {loss:.4f} nats, perplexity {math.exp(loss):.2f}, "
+            f"{bpb:.4f} bits/byte")
         best = min(best, [loss, step])
         save()
 
@@ -502,8 +521,8 @@ def main():
         bad = (~torch.stack(norms or [torch.zeros(())]).isfinite()).nonzero()
         if len(bad):
             bad = logged + int(bad[0])
-            raise InputError(f"step {bad + 1}: the gradient norm is not finite (sequences {bad * sequences} to {(bad + 1) * sequences - 1} of the "
-                             f"training order); {advice}")
+            raise InputError(f"step {bad + 1}: the gradient norm is not finite (sequences {bad * sequences} to "
+                             f"{(bad + 1) * sequences - 1} of the training order); {advice}")
 
     best = [math.inf, 0] if checkpoint is None else checkpoint["best"]  # the lowest validation loss so far, and its step
     fresh, checkpoint = checkpoint is None, None  # it is as large as the model and the optimizer's state together
@@ -512,18 +531,19 @@ def main():
     rows = sequences // world                                           # of those, mine
     micro = min(config.batch_size, rows)
     tokens_per_step = sequences * config.block_size
+    epochs = config.max_steps * sequences / data.blocks("train")
     counts = model.num_params()
     wandb = None
     if rank == 0:
         header = {"config": asdict(config), "arm": arm, "params": counts, "data": data.sha256, "world_size": world,
-                  "tokens_per_step": tokens_per_step, "epochs": config.max_steps * sequences / data.blocks("train")} | describe_machine(device, world)
+                  "tokens_per_step": tokens_per_step, "epochs": epochs} | describe_machine(device, world)
         records = records or [header]
         write_atomic(out / "log.jsonl", lambda file: file.write("".join(json.dumps(r) + "\n" for r in records).encode()))
         if config.wandb_log:
             import wandb
             wandb.init(project="input-embeddings", name=config.run, config=asdict(config), resume="allow", id=config.run)
-    say(f"{out}: {arm}, {counts['total']:,} parameters ({counts['input']:,} input, {counts['body']:,} body, {counts['head']:,} head), "
-        f"{tokens_per_step:,} tokens per step, {config.max_steps * sequences / data.blocks('train'):.2f} epochs, {config.dtype} on {device}")
+    say(f"{out}: {arm}, {counts['total']:,} parameters ({counts['input']:,} input, {counts['body']:,} body, "
+        f"{counts['head']:,} head), {tokens_per_step:,} tokens per step, {epochs:.2f} epochs, {config.dtype} on {device}")
     if step >= config.max_steps:
         say(f"{out} is finished: step {step} of {config.max_steps}; --overwrite starts over")
     asked = []  # signals so far: the first asks to finish the step and save, a second exits at once
@@ -566,7 +586,8 @@ def main():
         validation_due = step % config.eval_interval == 0 or step == config.max_steps
         if step % config.log_interval == 0 or step == 1 or validation_due:
             # ranks hear of a signal at different moments, so they agree on it here
-            loss, crc, stopping = all_reduce(torch.tensor([mean_loss.item(), crc, len(asked)], dtype=torch.float64), device).tolist()
+            sums = torch.tensor([mean_loss.item(), crc, len(asked)], dtype=torch.float64)
+            loss, crc, stopping = all_reduce(sums, device).tolist()
             refuse_non_finite()
             now = time.perf_counter()
             seconds = (now - since) / (step - logged)
@@ -576,8 +597,8 @@ def main():
             mfu = f" | MFU {100 * rate * model.flops_per_token() / (peak * world):.1f} %" if peak else ""
             left = clock((now - start) / (step - first) * (config.max_steps - step))
             said = f" | first step {now - began:.1f} s after the start" if step == first + 1 else ""
-            say(f"step {step}/{config.max_steps} | loss {loss:.4f} | lr {lr:.2e} | {seconds * 1e3:.0f} ms | {rate:,.0f} tokens/s{mfu} | "
-                f"{left} left{said}")
+            say(f"step {step}/{config.max_steps} | loss {loss:.4f} | lr {lr:.2e} | {seconds * 1e3:.0f} ms | "
+                f"{rate:,.0f} tokens/s{mfu} | {left} left{said}")
             since, logged, norms = now, step, []
 
         if validation_due:
