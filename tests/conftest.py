@@ -17,7 +17,8 @@ SHARED_VOCABULARY = ROOT.parent / "shared" / "tiktoken"
 if SHARED_VOCABULARY.is_dir():
     os.environ.setdefault("TIKTOKEN_CACHE_DIR", str(SHARED_VOCABULARY))
 
-os.environ["OMP_NUM_THREADS"] = "1"  # here and in the scripts, which run side by side; two threads on two busy cores wait for each other
+# Here and in the scripts, which run side by side; two threads on two busy cores wait for each other.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import prepare  # noqa: E402
 import tokenizer  # noqa: E402
@@ -30,7 +31,8 @@ CORES = len(os.sched_getaffinity(0))
 
 # A model of a second or so, whose width is a multiple of 12 bits; one thread, so that runs go side by side.
 SHORT = ["--n_layer=2", "--n_embd=96", "--n_head=3", "--block_size=64", "--batch_size=8", "--max_steps=60", "--warmup_steps=10",
-         "--learning_rate=3e-3", "--eval_interval=60", "--eval_tokens=8192", "--log_interval=1", "--device=cpu", "--dtype=float32"]
+         "--learning_rate=3e-3", "--eval_interval=60", "--eval_tokens=8192", "--log_interval=1",
+         "--device=cpu", "--dtype=float32"]
 LONG = 220  # steps for bpe_tied, the slowest learner
 
 
@@ -42,7 +44,8 @@ def command(name, *args, ranks=0):
 
 def script(name, *args, cwd, ranks=0, status=0, input=None, **env):
     """Run a script in its own process and check its exit status."""
-    done = subprocess.run(command(name, *args, ranks=ranks), cwd=cwd, env=os.environ | env, capture_output=True, text=True, timeout=600, input=input)
+    done = subprocess.run(command(name, *args, ranks=ranks), cwd=cwd, env=os.environ | env, capture_output=True, text=True,
+                          timeout=600, input=input)
     assert done.returncode == status, f"exit status {done.returncode}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
     return done
 
@@ -61,7 +64,8 @@ def tree(folder):
 
 @pytest.fixture
 def call(monkeypatch):
-    """call(main, *argv, cwd=...): a script's main in this process, as `python script.py argv` in `cwd`. Returns its exit status."""
+    """call(main, *argv, cwd=...): a script's main in this process, as `python script.py argv` in `cwd`.
+    Returns its exit status."""
     def call(main, *argv, cwd):
         monkeypatch.chdir(cwd)
         monkeypatch.setattr(sys, "argv", [f"{main.__module__}.py", *map(str, argv)])
@@ -167,7 +171,8 @@ def make_runs(docstrings):
 
 @pytest.fixture(scope="session")
 def runs(docstrings, ahead):
-    """{name: out/NAME} of short real runs on the docstrings: every arm, another seed, and two ranks that accumulate two micro-batches."""
+    """{name: out/NAME} of short real runs on the docstrings: every arm, another seed,
+    and two ranks that accumulate two micro-batches."""
     return ahead["runs"].result()
 
 

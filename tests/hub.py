@@ -2,7 +2,7 @@
 
     with Hub({("HuggingFaceFW/fineweb-edu", "sample-10BT"): folder}) as hub:     # folder: *.parquet
         script("prepare.py", "fineweb-edu", ..., **hub.env(home))
-        hub.reads                                                             # [(shard, first byte, last byte), ...] that were answered
+        hub.reads  # [(shard, first byte, last byte), ...] that were answered
 
 `hub.faults[shard]` is a list of what happens to the next requests for the bytes of that shard, one each: a number is a delay in
 seconds, "busy" an answer 503, "cut" a connection that closes in the midst of it. `hub.down = True` closes every one unanswered.
@@ -25,7 +25,8 @@ class Hub:
         self.repos, self.faults, self.reads, self.down = {}, {}, [], False
         for (repo, config), folder in datasets.items():
             card = f"---\nconfigs:\n- config_name: {config}\n  data_files:\n  - split: train\n    path: {config}/*\n---\n"
-            self.repos[repo] = {"README.md": card.encode()} | {f"{config}/{p.name}": p for p in sorted(Path(folder).glob("*.parquet"))}
+            self.repos[repo] = {"README.md": card.encode()} | {f"{config}/{p.name}": p
+                                                               for p in sorted(Path(folder).glob("*.parquet"))}
 
     def __enter__(self):
         hub = self
@@ -41,7 +42,8 @@ class Hub:
     def env(self, home):
         """The environment in which the client asks this Hub and nobody else, with an own cache."""
         no_proxy = {key: "127.0.0.1" for key in ("NO_PROXY", "no_proxy")}
-        return {"HF_ENDPOINT": f"http://127.0.0.1:{self.server.server_port}", "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(home)} | no_proxy
+        return {"HF_ENDPOINT": f"http://127.0.0.1:{self.server.server_port}", "HF_HUB_DISABLE_XET": "1",
+                "HF_HOME": str(home)} | no_proxy
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -60,11 +62,12 @@ class Handler(BaseHTTPRequestHandler):
 
     def entries(self, files, paths):
         """What the Hub says of files and folders."""
-        return [{"type": "file", "path": p, "oid": hashlib.sha1(p.encode()).hexdigest(), "size": size(files[p])} if p in files else
-                {"type": "directory", "path": p, "oid": REVISION, "size": 0} for p in paths]
+        return [{"type": "file", "path": p, "oid": hashlib.sha1(p.encode()).hexdigest(), "size": size(files[p])}
+                if p in files else {"type": "directory", "path": p, "oid": REVISION, "size": 0} for p in paths]
 
     def route(self):
-        """(files of the dataset, the rest of the path) for /api/datasets/REPO/... or /datasets/REPO/...; (None, "") for other paths."""
+        """(files of the dataset, the rest of the path) for /api/datasets/REPO/... or /datasets/REPO/...;
+        (None, "") for other paths."""
         path = unquote(urlsplit(self.path).path)
         for repo, files in self.hub.repos.items():
             if found := re.fullmatch(rf"(?:/api)?/datasets/{repo}(/.*)?", path):
@@ -114,7 +117,8 @@ class Handler(BaseHTTPRequestHandler):
         first, last, status = 0, total - 1, 200
         if asked := re.fullmatch(r"bytes=(\d*)-(\d*)", self.headers.get("Range", "")):
             status = 206
-            first, last = (int(asked[1]), min(int(asked[2] or total), total - 1)) if asked[1] else (total - int(asked[2]), total - 1)
+            first, last = ((int(asked[1]), min(int(asked[2] or total), total - 1)) if asked[1] else
+                           (total - int(asked[2]), total - 1))
         fault = None
         if isinstance(content, Path) and self.command == "GET":
             if self.hub.faults.get(content.name):

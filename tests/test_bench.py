@@ -22,11 +22,14 @@ def test_byte_buffer_against_the_table(tmp_path):
 
 
 def test_codes_steps_and_preparation_are_measured(small_data, call, capsys):
-    tiny = ["--n_layer=1", "--n_embd=48", "--n_head=2", "--block_size=32", "--batch_size=2", "--dtype=float32", "--device=cpu", "--compile=False"]
+    tiny = ["--n_layer=1", "--n_embd=48", "--n_head=2", "--block_size=32", "--batch_size=2", "--dtype=float32",
+            "--device=cpu", "--compile=False"]
     assert call(bench.main, "codes", *SMALL, cwd=small_data) == 0
-    assert {"kron", "affine", "nn.Embedding"} <= {line.split()[1] for line in capsys.readouterr().out.splitlines() if line.startswith("| ")}
+    assert {"kron", "affine", "nn.Embedding"} <= {line.split()[1] for line in capsys.readouterr().out.splitlines()
+                                                  if line.startswith("| ")}
     assert call(bench.main, "prepare", *SMALL, cwd=small_data) == 0 and "prepare.py" in capsys.readouterr().out
-    assert call(bench.main, "step", "configs/tiny.py", "configs/kron.py,code_form=table", "configs/bpe_tied.py", "--nanogpt", *SMALL, *tiny, cwd=small_data) == 0
+    assert call(bench.main, "step", "configs/tiny.py", "configs/kron.py,code_form=table", "configs/bpe_tied.py", "--nanogpt",
+                *SMALL, *tiny, cwd=small_data) == 0
     out = capsys.readouterr().out
     assert "kron,code_form=table" in out and "bpe_tied, nanoGPT's loop" in out
     assert call(bench.main, "sample", "configs/tiny.py", "configs/kron.py", "--tokens=40", *SMALL, *tiny, cwd=small_data) == 0
@@ -34,6 +37,7 @@ def test_codes_steps_and_preparation_are_measured(small_data, call, capsys):
 
 
 def test_bad_input_is_one_line(refuse, small_data):
-    for argv, named in [(["nothing"], "invalid choice"), (["codes", "--zzz=1"], "unknown option --zzz=1"), (["step", "--n_lay=1"], "did you mean 'n_layer'"),
-                        (["codes", "--dataset=none"], "no prepared data"), (["sample", "out/none"], "no checkpoint"), (["step", "--rounds=0"], "--rounds")]:
+    for argv, named in [(["nothing"], "invalid choice"), (["codes", "--zzz=1"], "unknown option --zzz=1"),
+                        (["step", "--n_lay=1"], "did you mean 'n_layer'"), (["codes", "--dataset=none"], "no prepared data"),
+                        (["sample", "out/none"], "no checkpoint"), (["step", "--rounds=0"], "--rounds")]:
         assert named in refuse(bench.main, *argv, cwd=small_data)

@@ -7,8 +7,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from codes import (AffineEmbedding, BinaryEmbedding, KroneckerEmbedding, RandomEmbedding, affine_code, affine_decode, binary_code, code_bits,
-                   draw_affine, gf2_inverse, ids_of, make_embedding, tile)
+from codes import (AffineEmbedding, BinaryEmbedding, KroneckerEmbedding, RandomEmbedding, affine_code, affine_decode, binary_code,
+                   code_bits, draw_affine, gf2_inverse, ids_of, make_embedding, tile)
 from tokenizer import token_bytes
 
 EDGES = sorted({1, 3, 70_000} | {2**k + d for k in range(17) for d in (-1, 0, 1) if 2**k + d >= 1})
@@ -40,7 +40,7 @@ def filled(module, seed=0):
     return module
 
 
-# ---- binary and affine -----------------------------------------------------------------------------------------------------------
+# ---- binary and affine -------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("V", EDGES)
 def test_binary_table_equals_on_the_fly(V):
@@ -63,7 +63,8 @@ def test_tile_repeats_the_whole_code():
 @pytest.mark.parametrize("arm", [BinaryEmbedding, AffineEmbedding])
 @pytest.mark.parametrize("lift", ["tile", "linear"])
 def test_bit_embeddings_agree_and_shape(arm, lift):
-    """Table and on-the-fly agree bit for bit under either lift; tile trains nothing, linear trains K*d; on the fly holds no table."""
+    """Table and on-the-fly agree bit for bit under either lift; tile trains nothing, linear trains K*d;
+    on the fly holds no table."""
     ids = torch.randint(0, 50304, (2, 3, 5))
     modules = [arm(50304, 16, 100, lift, form) for form in ("table", "on_the_fly")]
     if lift == "linear":
@@ -98,7 +99,8 @@ def test_affine_decodes_every_code(K):
 def test_affine_is_uniform_over_gl2():
     """K = 2: all six invertible matrices and all four shifts, equally often (chi-square, p > 0.001)."""
     drawn = [draw_affine(2, seed) for seed in range(3000)]
-    for values, cells, limit in (([tuple(A.flatten().tolist()) for A, _ in drawn], 6, 20.5), ([tuple(b.tolist()) for _, b in drawn], 4, 16.3)):
+    for values, cells, limit in (([tuple(A.flatten().tolist()) for A, _ in drawn], 6, 20.5),
+                                 ([tuple(b.tolist()) for _, b in drawn], 4, 16.3)):
         counts = Counter(values)
         expected = len(values) / cells
         assert len(counts) == cells
@@ -118,7 +120,7 @@ def test_affine_seed_is_in_the_state():
     assert torch.equal(one(ids), other(ids))
 
 
-# ---- Kronecker -------------------------------------------------------------------------------------------------------------------
+# ---- Kronecker ---------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("P", [4, 16, 32])
 def test_kron_code(P):
@@ -145,9 +147,11 @@ def test_kron_forms_equal_the_definition_on_the_whole_vocabulary(request, vocabu
 
 
 def test_tokens_share_a_code_only_when_cut_to_the_same_bytes(bpe):
-    """As many distinct codes as distinct byte strings of at most P bytes: a token's code is its own unless its end was cut off."""
+    """As many distinct codes as distinct byte strings of at most P bytes: a token's code is its own
+    unless its end was cut off."""
     cut = {raw[:6] for raw in token_bytes(bpe)}
-    assert len(KroneckerEmbedding(bpe.vocab_size, 8, token_bytes(bpe), 6).code(torch.arange(bpe.vocab_size)).unique(dim=0)) == len(cut) < bpe.vocab_size
+    assert (len(KroneckerEmbedding(bpe.vocab_size, 8, token_bytes(bpe), 6).code(torch.arange(bpe.vocab_size)).unique(dim=0))
+            == len(cut) < bpe.vocab_size)
 
 
 def test_kron_gradients_equal_the_dense_form(tok, docs):
@@ -162,7 +166,8 @@ def test_kron_gradients_equal_the_dense_form(tok, docs):
     assert (module.weight.grad - dense).abs().max() < 1e-4 * dense.abs().max()
 
 
-@pytest.mark.parametrize("a, b, cosine", [("run", "runs", 3 / 12**0.5), ("compute", "commute", 6 / 7), ("nation", "station", 0), ("walk", "walking", 4 / 28**0.5)])
+@pytest.mark.parametrize("a, b, cosine", [("run", "runs", 3 / 12**0.5), ("compute", "commute", 6 / 7),
+                                          ("nation", "station", 0), ("walk", "walking", 4 / 28**0.5)])
 def test_cosines(a, b, cosine):
     """cos z(run, runs) = 0.866; a shared prefix of k bytes gives k / sqrt(m n); a shift by one byte gives about 0."""
     z = KroneckerEmbedding(2, 8, [a.encode(), b.encode()]).code(torch.arange(2))
@@ -180,7 +185,8 @@ def test_kron_buffers_are_small(tok, arm):
 
 @pytest.mark.parametrize("form", ["on_the_fly", "table"])
 def test_set_bytes(bpe, form):
-    """Bytes put into a free slot embed as a token with these bytes would; nobody else's vector changes; a later word replaces it."""
+    """Bytes put into a free slot embed as a token with these bytes would; nobody else's vector changes;
+    a later word replaces it."""
     spelled, slot = token_bytes(bpe), bpe.vocab_size + 3
     module = filled(KroneckerEmbedding(bpe.vocab_size + 8, 24, spelled, form=form))
     before = module(torch.arange(slot + 1)).detach()
@@ -200,16 +206,20 @@ def test_padding_ids_embed_as_zero():
     assert not module(torch.tensor([5])).any() and not module.weight.grad.any()
 
 
-# ---- random ----------------------------------------------------------------------------------------------------------------------
+# ---- random ------------------------------------------------------------------------------------------------
 
 def test_random_ignores_spelling(tok):
-    """random's vectors depend on the seed, the id and the length of a token, never on its bytes; kron's depend on nothing else."""
+    """random's vectors depend on the seed, the id and the length of a token, never on its bytes;
+    kron's depend on nothing else."""
     spelled = token_bytes(tok)[:2000]
     other = [bytes(255 - b for b in raw) for raw in spelled]
     ids = torch.arange(2000)
-    assert torch.equal(filled(RandomEmbedding(2000, 16, spelled, seed=3))(ids), filled(RandomEmbedding(2000, 16, other, seed=3))(ids))
-    assert not torch.equal(filled(RandomEmbedding(2000, 16, spelled, seed=3))(ids), filled(RandomEmbedding(2000, 16, spelled, seed=4))(ids))
-    assert not torch.allclose(filled(KroneckerEmbedding(2000, 16, spelled))(ids), filled(KroneckerEmbedding(2000, 16, other))(ids))
+    assert torch.equal(filled(RandomEmbedding(2000, 16, spelled, seed=3))(ids),
+                       filled(RandomEmbedding(2000, 16, other, seed=3))(ids))
+    assert not torch.equal(filled(RandomEmbedding(2000, 16, spelled, seed=3))(ids),
+                           filled(RandomEmbedding(2000, 16, spelled, seed=4))(ids))
+    assert not torch.allclose(filled(KroneckerEmbedding(2000, 16, spelled))(ids),
+                              filled(KroneckerEmbedding(2000, 16, other))(ids))
 
 
 def test_random_draws_rows_as_kron_spells_them(tok):
@@ -233,13 +243,15 @@ def test_random_forms_agree(tok):
     assert (table(ids) - fly(ids)).abs().max() < 1e-5
 
 
-# ---- all arms --------------------------------------------------------------------------------------------------------------------
+# ---- all arms ----------------------------------------------------------------------------------------------
 
-PAIRS = [("learned", "none"), ("binary", "tile"), ("binary", "linear"), ("affine", "tile"), ("affine", "linear"), ("kron", "linear"), ("random", "linear")]
+PAIRS = [("learned", "none"), ("binary", "tile"), ("binary", "linear"), ("affine", "tile"), ("affine", "linear"),
+         ("kron", "linear"), ("random", "linear")]
 
 
 @pytest.mark.parametrize("backend, code, lift, form", [("inductor", "kron", "linear", "on_the_fly")] +
-                         [("aot_eager", *pair, form) for pair, form in itertools.product(PAIRS, ["on_the_fly", "table"]) if pair[0] != "learned" or form != "table"])
+                         [("aot_eager", *pair, form) for pair, form in itertools.product(PAIRS, ["on_the_fly", "table"])
+                          if pair[0] != "learned" or form != "table"])
 def test_compiled_forward_gives_the_same_vectors(bpe, docs, backend, code, lift, form):
     """torch.compile(fullgraph=True) of an arm's forward gives the same vectors, and the same gradient."""
     torch._dynamo.reset()
@@ -258,7 +270,8 @@ def test_compiled_forward_gives_the_same_vectors(bpe, docs, backend, code, lift,
         assert (plain - compiled).abs().max() <= 1e-5 * max(1, plain.abs().max())
 
 
-@pytest.mark.parametrize("code, lift", [("kron", "tile"), ("learned", "linear"), ("binary", "none"), ("kronecker", "linear"), ("random", "none")])
+@pytest.mark.parametrize("code, lift", [("kron", "tile"), ("learned", "linear"), ("binary", "none"),
+                                        ("kronecker", "linear"), ("random", "none")])
 def test_pairs_that_make_no_sense(code, lift):
     with pytest.raises(ValueError, match="pairs are"):
         make_embedding(code, lift, 512, 512, 24, token_bytes=[])

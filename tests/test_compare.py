@@ -13,9 +13,10 @@ def made_up_run(folder, arm, seed, vals, max_steps=None, name=None, rate=1e-3, c
     """A log.jsonl as train.py writes it, with known validation losses {step: loss}."""
     run = folder / "out" / (name or f"{arm}-s{seed}")
     run.mkdir(parents=True)
-    config = {"dataset": "d", "max_steps": max_steps or max(vals), "learning_rate": rate, "seed": seed, "run": run.name, "code": arm, "n_layer": 1,
-              "n_embd": 8, "block_size": 4, "dtype": "float32"}
-    lines = [{"config": config, "arm": arm, "params": PARAMS, "data": {"train": "0", "val": "1"}, "tokens_per_step": 32, "epochs": 0.5}]
+    config = {"dataset": "d", "max_steps": max_steps or max(vals), "learning_rate": rate, "seed": seed, "run": run.name,
+              "code": arm, "n_layer": 1, "n_embd": 8, "block_size": 4, "dtype": "float32"}
+    lines = [{"config": config, "arm": arm, "params": PARAMS, "data": {"train": "0", "val": "1"},
+              "tokens_per_step": 32, "epochs": 0.5}]
     lines.append({"step": 1, "loss": 3.0, "tokens_per_s": 100.0, "batch_crc": crc + seed})
     lines += [{"step": s, "val_loss": v, "val_ppl": 2.0, "val_bpb": 1.0, "input_norm": 1.0} for s, v in vals.items()]
     (run / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -36,7 +37,8 @@ def test_student_quantile_is_that_of_the_printed_tables(degrees, t):
 def test_gap_and_interval_in_the_published_form(tmp_path):
     """Per-seed gaps of -0.076, -0.083, -0.090 are -0.083 +- 0.007, with a half-width of 4.303 * 0.007 / sqrt(3)."""
     folders = [made_up_run(tmp_path, "bpe_tied", s, {0: 8, 100: 3.3 + s / 100}) for s in (1, 2, 3)]
-    folders += [made_up_run(tmp_path, "kron", s, {0: 8, 100: 3.3 + s / 100 - gap}) for s, gap in ((1, 0.076), (2, 0.083), (3, 0.090))]
+    folders += [made_up_run(tmp_path, "kron", s, {0: 8, 100: 3.3 + s / 100 - gap})
+                for s, gap in ((1, 0.076), (2, 0.083), (3, 0.090))]
     against = results(folders)["arms"]["kron"]["against_baseline"]
     assert against["gap"]["mean"] == pytest.approx(-0.083) and against["gap"]["sd"] == pytest.approx(0.007)
     assert against["gap"]["interval"] == pytest.approx([-0.083 - 0.01739, -0.083 + 0.01739], abs=1e-5)
@@ -46,8 +48,8 @@ def test_gap_and_interval_in_the_published_form(tmp_path):
     assert (loss["mean"], loss["sd"]) == (pytest.approx(3.32), pytest.approx(0.01))
 
 
-@pytest.mark.parametrize("gaps, verdict", [((-0.1, -0.1, -0.11), "lower"), ((0.1, 0.1, 0.11), "higher"), ((-0.1, 0.1, -0.02), "not resolved at 3 seeds"),
-                                           ((-0.1,), "one seed, no interval")])
+@pytest.mark.parametrize("gaps, verdict", [((-0.1, -0.1, -0.11), "lower"), ((0.1, 0.1, 0.11), "higher"),
+                                           ((-0.1, 0.1, -0.02), "not resolved at 3 seeds"), ((-0.1,), "one seed, no interval")])
 def test_the_verdict_follows_from_the_interval(tmp_path, gaps, verdict):
     folders = [made_up_run(tmp_path, "bpe_tied", s, {0: 8, 100: 4}) for s in range(len(gaps))]
     folders += [made_up_run(tmp_path, "kron", s, {0: 8, 100: 4 + gap}) for s, gap in enumerate(gaps)]
@@ -82,7 +84,8 @@ def test_steps_to_match_in_the_table(tmp_path):
 def test_contrasts_pair_the_controls(tmp_path):
     losses = {"bpe_tied": 5.0, "bpe_untied": 4.9, "bpe_untied_unit": 4.7, "bpe_untied_lr": 4.3, "random": 4.2, "kron": 3.4}
     result = results([made_up_run(tmp_path, arm, s, {0: 8, 100: loss}) for arm, loss in losses.items() for s in (1, 2)])
-    assert {c["what"]: round(c["gap"]["mean"], 6) for c in result["contrasts"]} == {"bytes": -0.8, "untying": -0.1, "input scale": -0.2, "input speed": -0.4}
+    assert ({c["what"]: round(c["gap"]["mean"], 6) for c in result["contrasts"]}
+            == {"bytes": -0.8, "untying": -0.1, "input scale": -0.2, "input speed": -0.4})
 
 
 def test_a_half_written_line_is_dropped_with_a_notice(tmp_path, capsys):
@@ -102,7 +105,8 @@ def test_an_unfinished_run_is_listed_and_left_out(tmp_path, call, capsys):
 
 
 @pytest.mark.parametrize("change, named", [(dict(rate=2e-3), "learning_rate is 0.001"), (dict(crc=8), "step 1 saw other batches"),
-                                           (dict(max_steps=200), "finished"), (dict(arm="bpe_tied", name="copy"), "same arm and seed")])
+                                           (dict(max_steps=200), "finished"),
+                                           (dict(arm="bpe_tied", name="copy"), "same arm and seed")])
 def test_unfair_pairs_are_refused(tmp_path, refuse, change, named):
     """One thing changed in one run of a pair: the first difference is named and nothing is written."""
     made_up_run(tmp_path, "bpe_tied", 1, {0: 8, 100: 4})
@@ -110,10 +114,12 @@ def test_unfair_pairs_are_refused(tmp_path, refuse, change, named):
     if named == "finished":  # of two runs with other lengths, the shorter is merely unfinished
         assert not compare.is_finished(compare.read_run(tmp_path / "out" / "kron-s1"))
         return
-    assert named in refuse(compare.main, "out/bpe_tied-s1", f"out/{change.get('name', 'kron-s1')}", "--out=results/x", cwd=tmp_path)
+    assert named in refuse(compare.main, "out/bpe_tied-s1", f"out/{change.get('name', 'kron-s1')}",
+                           "--out=results/x", cwd=tmp_path)
 
 
-@pytest.mark.parametrize("content, named", [("", "no header"), ("{}\n", "no header"), ("garbage\n", "no header"), ('{"config": 1, "arm": 1, "params": 1, "data": 1}\n', "no header")])
+@pytest.mark.parametrize("content, named", [("", "no header"), ("{}\n", "no header"), ("garbage\n", "no header"),
+                                            ('{"config": 1, "arm": 1, "params": 1, "data": 1}\n', "no header")])
 def test_logs_that_are_none_are_refused(tmp_path, refuse, content, named):
     (tmp_path / "out" / "x").mkdir(parents=True)
     (tmp_path / "out" / "x" / "log.jsonl").write_text(content)
@@ -122,7 +128,8 @@ def test_logs_that_are_none_are_refused(tmp_path, refuse, content, named):
 
 
 def test_real_runs_compare(docstrings, runs, tmp_path):
-    """The real script on real runs writes three files; real runs with another micro-batch or learning rate are refused by name."""
+    """The real script on real runs writes three files; real runs with another micro-batch or learning rate
+    are refused by name."""
     folders = [runs[arm] for arm in ("binary", "affine", "kron", "random")]
     done = script("compare.py", *folders, "--baseline=binary", f"--out={tmp_path}/r/tiny", cwd=docstrings)
     saved = json.loads((tmp_path / "r" / "tiny.json").read_text())
@@ -133,6 +140,7 @@ def test_real_runs_compare(docstrings, runs, tmp_path):
     report = (tmp_path / "r" / "tiny.md").read_text()
     assert "-0.083 +- 0.007" in report and "--run=kron" in report and saved["runs"][0]["header"]["commit"] in report
     assert "batch_size is 8" in script("compare.py", runs["kron"], runs["ranks2"], cwd=docstrings, status=2).stderr
-    script("train.py", "configs/tiny.py", "configs/affine.py", *SHORT, "--learning_rate=6e-3", "--max_steps=60", "--run=unfair", cwd=docstrings)
+    script("train.py", "configs/tiny.py", "configs/affine.py", *SHORT, "--learning_rate=6e-3", "--max_steps=60",
+           "--run=unfair", cwd=docstrings)
     done = script("compare.py", runs["affine"], docstrings / "out" / "unfair", "--baseline=affine", cwd=docstrings, status=2)
     assert "learning_rate is 0.003" in done.stderr and "0.006" in done.stderr

@@ -1,6 +1,7 @@
 """Never lose a run, never lie about one: faults injected for real into the real scripts.
 
-The quick forms run with the suite. `python -m pytest -m soak -s tests/test_faults.py` runs the long ones and prints what they counted.
+The quick forms run with the suite. `python -m pytest -m soak -s tests/test_faults.py` runs the long ones
+and prints what they counted.
 """
 import fcntl
 import os
@@ -27,7 +28,8 @@ from conftest import SHORT, command, error_line, records, script, series
 from model import load_checkpoint, load_model
 
 # Checkpoints are frequent, so that a kill often meets one being written.
-FAST = ["configs/tiny.py", "configs/kron.py", *SHORT, "--dataset=small", "--max_steps=40", "--eval_interval=4", "--eval_tokens=1024"]
+FAST = ["configs/tiny.py", "configs/kron.py", *SHORT, "--dataset=small", "--max_steps=40",
+        "--eval_interval=4", "--eval_tokens=1024"]
 
 
 def start(cwd, *args, ranks=0, options=(), env=None, **kwargs):
@@ -36,8 +38,8 @@ def start(cwd, *args, ranks=0, options=(), env=None, **kwargs):
     if options:  # of torchrun
         at = argv.index("--")
         argv[at:at] = options
-    return subprocess.Popen(argv, cwd=cwd, env=os.environ | {"OMP_NUM_THREADS": "1"} | (env or {}), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                            text=True, **kwargs)
+    return subprocess.Popen(argv, cwd=cwd, env=os.environ | {"OMP_NUM_THREADS": "1"} | (env or {}), stdout=subprocess.PIPE,
+                            stderr=subprocess.PIPE, text=True, **kwargs)
 
 
 def wait_for(process, text):
@@ -64,7 +66,8 @@ def reference(small_data):
 
 
 def killed(folder, name, kills, seed, *options):
-    """Train with `kills` SIGKILLs at random moments, looking at the checkpoint after each; then to the end. Returns at which steps."""
+    """Train with `kills` SIGKILLs at random moments, looking at the checkpoint after each; then to the end.
+    Returns at which steps."""
     rng, at = random.Random(seed), []
     while len(at) < kills:
         process = start(folder, *FAST, f"--run={name}", *options)
@@ -111,7 +114,8 @@ def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(small_data, refe
 
 
 def test_a_second_ctrl_c_exits_at_once(small_data):
-    process = start(small_data, *FAST, "--run=impatient", "--batch_size=512", "--eval_interval=40", "--eval_tokens=64")  # steps of a second
+    process = start(small_data, *FAST, "--run=impatient", "--batch_size=512", "--eval_interval=40",
+                    "--eval_tokens=64")  # steps of a second
     wait_for(process, "step 1/40")
     process.send_signal(signal.SIGINT)
     time.sleep(0.05)
@@ -148,7 +152,8 @@ def test_the_best_checkpoint_stays_beside_the_latest(small_data):
     vals = series(small_data / "out" / "best", "val_loss")
     best = min(vals, key=vals.get)
     assert 0 < best < 40
-    assert load_checkpoint(small_data / "out" / "best" / "best.pt")["step"] == best and load_checkpoint(small_data / "out" / "best")["step"] == 40
+    assert (load_checkpoint(small_data / "out" / "best" / "best.pt")["step"] == best
+            and load_checkpoint(small_data / "out" / "best")["step"] == 40)
 
 
 def test_another_config_under_the_same_name_is_refused(small_data, reference, refuse, call, capsys):
@@ -161,7 +166,8 @@ def test_another_config_under_the_same_name_is_refused(small_data, reference, re
 def test_overwrite_starts_over(small_data, reference):
     shutil.copytree(reference, small_data / "out" / "again")
     said = script("train.py", *FAST, "--run=again", "--overwrite", "--max_steps=4", cwd=small_data).stdout
-    assert re.search(r"step 1/4 \| loss \d.* \d+ ms \| [\d,]+ tokens/s \| 0:00:\d\d left \| first step [\d.]+ s after the start", said)
+    assert re.search(r"step 1/4 \| loss \d.* \d+ ms \| [\d,]+ tokens/s \| 0:00:\d\d left \| "
+                     r"first step [\d.]+ s after the start", said)
     assert max(series(small_data / "out" / "again", "val_loss")) == 4
 
 
@@ -173,7 +179,8 @@ def test_two_processes_on_one_run(small_data, reference, refuse):
 
 
 def test_a_non_finite_gradient_stops_the_run(small_data):
-    done = script("train.py", *FAST, "--run=nan", "--learning_rate=1e30", "--min_lr=1", "--grad_clip=0", "--log_interval=4", cwd=small_data, status=2)
+    done = script("train.py", *FAST, "--run=nan", "--learning_rate=1e30", "--min_lr=1", "--grad_clip=0", "--log_interval=4",
+                  cwd=small_data, status=2)
     line = error_line(done.stderr)
     assert "step 2: the gradient norm is not finite (sequences 8 to 15" in line and "lower learning_rate" in line
     checkpoint = load_checkpoint(small_data / "out" / "nan")
@@ -181,7 +188,8 @@ def test_a_non_finite_gradient_stops_the_run(small_data):
 
 
 def test_torchrun_restarts_a_killed_worker(small_data):
-    """--max_restarts: one of two workers dies by SIGKILL; one restart goes on from the last checkpoint and ends as if nothing had been."""
+    """--max_restarts: one of two workers dies by SIGKILL; one restart goes on from the last checkpoint
+    and ends as if nothing had been."""
     argv = [*FAST, "--max_steps=12"]
     script("train.py", *argv, "--run=two", cwd=small_data, ranks=2)
     process = start(small_data, *argv, "--run=restarted", ranks=2, options=["--max_restarts=1"])
@@ -199,11 +207,13 @@ def two_agents(folder, name, ranks):
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    argv = command("train.py", *FAST, f"--run={name}", "--max_steps=8", "--batch_size=2", "--gradient_accumulation_steps=4", ranks=ranks)
+    argv = command("train.py", *FAST, f"--run={name}", "--max_steps=8", "--batch_size=2",
+                   "--gradient_accumulation_steps=4", ranks=ranks)
     at = argv.index("--standalone")
     argv[at:at + 1] = ["--nnodes=2", "--rdzv_backend=c10d", f"--rdzv_endpoint=127.0.0.1:{port}", "--rdzv_id=test"]
     env = os.environ | {"OMP_NUM_THREADS": "1"}
-    agents = [subprocess.Popen(argv, cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    agents = [subprocess.Popen(argv, cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+              for _ in range(2)]
     for agent in agents:
         _, err = agent.communicate(timeout=200)
         assert agent.returncode == 0, err[-3000:]
@@ -224,14 +234,15 @@ def test_two_machines_train_as_one_process(small_data):
 
 @pytest.mark.soak
 def test_two_machines_of_two_ranks_train_as_four_ranks(small_data):
-    script("train.py", *FAST, "--run=four", "--max_steps=8", "--batch_size=2", "--gradient_accumulation_steps=4", cwd=small_data, ranks=4)
+    script("train.py", *FAST, "--run=four", "--max_steps=8", "--batch_size=2", "--gradient_accumulation_steps=4",
+           cwd=small_data, ranks=4)
     a, b = two_agents(small_data, "agents2", 2), small_data / "out" / "four"
     close_series(a, b)
     difference = max(abs(x - y) for x, y in zip(series(a, "loss").values(), series(b, "loss").values()))
     print(f"\ntwo agents of two ranks against four ranks: largest difference in loss {difference:.1e} nats over 8 steps")
 
 
-# ---- hostile and broken files ----------------------------------------------------------------------------------------------------
+# ---- hostile and broken files ------------------------------------------------------------------------------
 
 def damaged(raw, count, seed):
     """`count` variants of some bytes: cut at a random length, or with one to eight random bytes changed."""
@@ -285,7 +296,8 @@ def fuzz(small_data, reference, tmp_path, monkeypatch, count):
     def load_damaged_checkpoint():
         again = load_model(str(tmp_path))[2]
         assert model.fingerprint(again) == model.fingerprint(whole)
-    said["ckpt.pt"] = outcomes(damaged((reference / "ckpt.pt").read_bytes(), count, 1), tmp_path / "ckpt.pt", load_damaged_checkpoint)
+    said["ckpt.pt"] = outcomes(damaged((reference / "ckpt.pt").read_bytes(), count, 1),
+                               tmp_path / "ckpt.pt", load_damaged_checkpoint)
 
     shutil.copytree(small_data / "data", tmp_path / "data")
     monkeypatch.chdir(tmp_path)
@@ -297,8 +309,10 @@ def fuzz(small_data, reference, tmp_path, monkeypatch, count):
 
     def load_config():
         train.check(train.compose([str(tmp_path / "c.py")])[0], 1)
-    said["config"] = outcomes(damaged((train.HERE / "configs" / "tiny.py").read_bytes(), count, 3), tmp_path / "c.py", load_config)
-    said["log.jsonl"] = outcomes(damaged((reference / "log.jsonl").read_bytes(), count, 4), tmp_path / "log.jsonl", lambda: compare.read_run(tmp_path))
+    said["config"] = outcomes(damaged((train.HERE / "configs" / "tiny.py").read_bytes(), count, 3),
+                              tmp_path / "c.py", load_config)
+    said["log.jsonl"] = outcomes(damaged((reference / "log.jsonl").read_bytes(), count, 4),
+                                 tmp_path / "log.jsonl", lambda: compare.read_run(tmp_path))
     return said
 
 
@@ -312,10 +326,12 @@ def test_damaged_files_are_refused_or_harmless(small_data, reference, tmp_path, 
 @pytest.mark.soak
 def test_damaged_files_400_times(small_data, reference, tmp_path, monkeypatch):
     said = fuzz(small_data, reference, tmp_path, monkeypatch, 400)
-    print("\ndamaged files, (refused in one line, loaded and equal to the whole one or a config with other values): " + ", ".join(f"{k} {v}" for k, v in said.items()))
+    print("\ndamaged files, (refused in one line, loaded and equal to the whole one or a config with other values): "
+          + ", ".join(f"{k} {v}" for k, v in said.items()))
 
 
-@pytest.mark.parametrize("text", ["import os", "n_layer = __import__('os').getpid()", "n_layer = 2\nx.y = 3", "n_layer = (", "n_layer = 2 ** 2", "\0", "n_layer = " + "(" * 5000])
+@pytest.mark.parametrize("text", ["import os", "n_layer = __import__('os').getpid()", "n_layer = 2\nx.y = 3", "n_layer = (",
+                                  "n_layer = 2 ** 2", "\0", "n_layer = " + "(" * 5000])
 def test_config_files_are_read_never_run(tmp_path, refuse, text):
     (tmp_path / "c.py").write_text(text)
     assert "c.py" in refuse(train.main, "c.py", cwd=tmp_path)
@@ -324,7 +340,8 @@ def test_config_files_are_read_never_run(tmp_path, refuse, text):
 @pytest.mark.soak
 def test_host_memory_does_not_grow_with_steps(small_data):
     """Resident memory after 4,000 steps is that after 500."""
-    process = start(small_data, *FAST, "--run=memory", "--max_steps=4000", "--eval_interval=500", "--log_interval=100", "--batch_size=2")
+    process = start(small_data, *FAST, "--run=memory", "--max_steps=4000", "--eval_interval=500",
+                    "--log_interval=100", "--batch_size=2")
     resident = {}
     for line in process.stdout:
         if "validation loss" in line and (step := int(line.split()[1].split("/")[0])) % 500 == 0 and step:

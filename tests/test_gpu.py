@@ -1,4 +1,7 @@
-"""What an accelerator must not change. Skipped where there is none; TEST_DEVICE=cpu runs the same lines on a CPU, to see that they run."""
+"""What an accelerator must not change.
+
+Skipped where there is none; TEST_DEVICE=cpu runs the same lines on a CPU, to see that they run.
+"""
 import os
 
 import pytest
@@ -16,7 +19,8 @@ SHAPE = "--n_layer=2", "--n_head=6", "--n_embd=384", "--block_size=256"
 @pytest.fixture(scope="module")
 def words(docs):
     """A tokenizer that takes no training: the single bytes and the words of the docstrings."""
-    found = dict.fromkeys(word.encode() for text in docs for word in f" {text}".replace(" ", "\0 ").split("\0") if 1 < len(word.encode()) < 40)
+    found = dict.fromkeys(word.encode() for text in docs for word in f" {text}".replace(" ", "\0 ").split("\0")
+                          if 1 < len(word.encode()) < 40)
     return Tokenizer("words", [*(bytes([b]) for b in range(256)), *found])
 
 
@@ -38,7 +42,8 @@ def results(model, batch, forward, dtype=torch.float32):
 
 def distance(found, wanted):
     """The largest relative distance, |a - b| / |b|, of two lists of tensors."""
-    return torch.stack([(a - b).norm() / b.norm() for a, b in zip(found, wanted, strict=True)]).max().item()  # NaN, if there is one
+    # NaN, if there is one.
+    return torch.stack([(a - b).norm() / b.norm() for a, b in zip(found, wanted, strict=True)]).max().item()
 
 
 @pytest.fixture(autouse=True)

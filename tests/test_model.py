@@ -31,21 +31,24 @@ def ids(bpe, docs):
     return torch.tensor([ord(c) for c in " ".join(docs) if ord(c) < 128][:48]).view(4, 12)
 
 
-# ---- equal to what others published ----------------------------------------------------------------------------------------------
+# ---- equal to what others published ------------------------------------------------------------------------
 
 @pytest.mark.parametrize("bias", [True, False])
 def test_block_equals_torchs(bias):
-    """A block is torch.nn.TransformerEncoderLayer(norm_first=True, activation="gelu") under a causal mask, with the same weights."""
+    """A block is torch.nn.TransformerEncoderLayer(norm_first=True, activation="gelu") under a causal mask,
+    with the same weights."""
     torch.manual_seed(0)
     block = Block(small(bias=bias))
-    reference = nn.TransformerEncoderLayer(48, 3, 192, dropout=0.0, activation="gelu", batch_first=True, norm_first=True, bias=bias)
+    reference = nn.TransformerEncoderLayer(48, 3, 192, dropout=0.0, activation="gelu", batch_first=True,
+                                           norm_first=True, bias=bias)
     theirs = dict(zip(["self_attn.in_proj_", "self_attn.out_proj.", "linear1.", "linear2.", "norm1.", "norm2."],
                       ["attn.c_attn.", "attn.c_proj.", "mlp.c_fc.", "mlp.c_proj.", "ln_1.", "ln_2."]))
     with torch.no_grad():
         for p in block.parameters():
             p.normal_(0, 0.3)
     ours = block.state_dict()
-    reference.load_state_dict({name + kind: ours[mine + kind] for name, mine in theirs.items() for kind in ("weight", "bias") if bias or kind == "weight"})
+    reference.load_state_dict({name + kind: ours[mine + kind] for name, mine in theirs.items()
+                               for kind in ("weight", "bias") if bias or kind == "weight"})
     x = torch.randn(2, 16, 48)
     expected = reference(x, src_mask=nn.Transformer.generate_square_subsequent_mask(16), is_causal=True)
     assert (block(x) - expected).abs().max() < 1e-4 * expected.abs().max()
@@ -53,9 +56,11 @@ def test_block_equals_torchs(bias):
 
 def nanogpt_names(layers):
     """The names in a nanoGPT state dict, written out."""
-    names = ["transformer.wte.weight", "transformer.wpe.weight", "transformer.ln_f.weight", "transformer.ln_f.bias", "lm_head.weight"]
+    names = ["transformer.wte.weight", "transformer.wpe.weight",
+             "transformer.ln_f.weight", "transformer.ln_f.bias", "lm_head.weight"]
     for i in range(layers):
-        names += [f"transformer.h.{i}.{part}.{kind}" for part in ("ln_1", "attn.c_attn", "attn.c_proj", "ln_2", "mlp.c_fc", "mlp.c_proj")
+        names += [f"transformer.h.{i}.{part}.{kind}"
+                  for part in ("ln_1", "attn.c_attn", "attn.c_proj", "ln_2", "mlp.c_fc", "mlp.c_proj")
                   for kind in ("weight", "bias")]
     return names
 
@@ -73,7 +78,8 @@ def nanogpt_logits(w, ids, heads):
         return x @ w[name + ".weight"].T + w[name + ".bias"]
     layer = 0
     while (h := f"transformer.h.{layer}.") + "ln_1.weight" in w:
-        q, k, v = (y.view(B, T, heads, d // heads).transpose(1, 2) for y in linear(norm(x, h + "ln_1"), h + "attn.c_attn").split(d, 2))
+        q, k, v = (y.view(B, T, heads, d // heads).transpose(1, 2)
+                   for y in linear(norm(x, h + "ln_1"), h + "attn.c_attn").split(d, 2))
         scores = (q @ k.transpose(2, 3) / math.sqrt(d // heads)).masked_fill(torch.ones(T, T).triu(1).bool(), -math.inf)
         x = x + linear((scores.softmax(-1) @ v).transpose(1, 2).reshape(B, T, d), h + "attn.c_proj")
         u = linear(norm(x, h + "ln_2"), h + "mlp.c_fc")
@@ -86,11 +92,13 @@ def nanogpt_logits(w, ids, heads):
 def test_nanogpt_state_dict_loads(ids, tie):
     """A nanoGPT state dict of the same shape loads with strict=True into bpe_tied and bpe_untied and gives nanoGPT's logits."""
     torch.manual_seed(0)
-    shapes = {"wte": (128, 48), "wpe": (16, 48), "lm_head": (128, 48), "c_attn": (144, 48), "c_fc": (192, 48), "attn.c_proj": (48, 48), "mlp.c_proj": (48, 192)}
+    shapes = {"wte": (128, 48), "wpe": (16, 48), "lm_head": (128, 48), "c_attn": (144, 48), "c_fc": (192, 48),
+              "attn.c_proj": (48, 48), "mlp.c_proj": (48, 192)}
     state = {}
     for name in nanogpt_names(layers=2):
         shape = next((s for part, s in shapes.items() if f"{part}.weight" in name), None)
-        state[name] = torch.randn(shape) * 0.2 if shape else torch.randn({"c_attn": 144, "c_fc": 192}.get(name.split(".")[-2], 48))
+        state[name] = (torch.randn(shape) * 0.2 if shape else
+                       torch.randn({"c_attn": 144, "c_fc": 192}.get(name.split(".")[-2], 48)))
     if tie:
         state["lm_head.weight"] = state["transformer.wte.weight"]
     model = GPT(small(bias=True, tie=tie)).eval()
@@ -99,15 +107,17 @@ def test_nanogpt_state_dict_loads(ids, tie):
     assert (model(ids) - nanogpt_logits(state, ids, heads=3)).abs().max() < 1e-3
 
 
-# ---- equal to itself -------------------------------------------------------------------------------------------------------------
+# ---- equal to itself ---------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("positions", ["learned", "rotary"])
-@pytest.mark.parametrize("code", [dict(), dict(code="kron", lift="linear", tie=False), dict(code="affine", lift="tile", tie=False)])
+@pytest.mark.parametrize("code", [dict(), dict(code="kron", lift="linear", tie=False),
+                                  dict(code="affine", lift="tile", tie=False)])
 @pytest.mark.parametrize("prompt", [1, 7, 12])
 def test_cached_generation_equals_uncached(ids, positions, code, prompt):
     """Greedy, token for token, from prompts of several lengths and far past block_size."""
     model = loud(GPT(small(positions=positions, **code), [bytes([i]) for i in range(128)]))
-    cached, uncached = (torch.stack(list(model.generate(ids[:, :prompt], 40, temperature=0, use_cache=use))) for use in (True, False))
+    cached, uncached = (torch.stack(list(model.generate(ids[:, :prompt], 40, temperature=0, use_cache=use)))
+                        for use in (True, False))
     assert torch.equal(cached, uncached)
     assert len(cached.unique()) > 4  # it says something
 
@@ -184,10 +194,11 @@ def test_every_arm_compiles_whole(bpe, docs, arm):
         assert (plain - other).abs().max() <= 1e-4 * plain.abs().max()
 
 
-# ---- initial weights -------------------------------------------------------------------------------------------------------------
+# ---- initial weights ---------------------------------------------------------------------------------------
 
 def test_equal_seeds_give_every_arm_the_same_body(bpe):
-    """All weights but the input's (and a tied head, which is the input) start equal in the eight arms; another seed changes every matrix."""
+    """All weights but the input's (and a tied head, which is the input) start equal in the eight arms;
+    another seed changes every matrix."""
     first, *others = models = [build(arm, bpe, "--seed=5") for arm in ARMS]
     body = [name for name, _ in first.named_parameters() if not name.startswith("transformer.wte") and name != "lm_head.weight"]
     assert len(body) > 10
@@ -200,14 +211,15 @@ def test_equal_seeds_give_every_arm_the_same_body(bpe):
             assert torch.equal(p, a) and (p.dim() == 1 or not torch.equal(p, b)), name
 
 
-@pytest.mark.parametrize("arm, scale", [("bpe_tied", 0.02), ("bpe_untied", 0.02), ("bpe_untied_unit", 1), ("bpe_untied_lr", 1), ("kron", 1), ("random", 1)])
+@pytest.mark.parametrize("arm, scale", [("bpe_tied", 0.02), ("bpe_untied", 0.02), ("bpe_untied_unit", 1), ("bpe_untied_lr", 1),
+                                        ("kron", 1), ("random", 1)])
 def test_scale_of_the_input(bpe, arm, scale):
     """The arms' inputs start at the scales that SPEC.md gives: 0.02 per coordinate, or about 1."""
     vectors = build(arm, bpe).transformer.wte(torch.arange(bpe.vocab_size))
     assert vectors.std().item() == pytest.approx(scale, rel=0.05)
 
 
-# ---- counts ----------------------------------------------------------------------------------------------------------------------
+# ---- counts ------------------------------------------------------------------------------------------------
 
 def test_parameters_of_the_124m_shape():
     """Table 38,633,472 (50,304 x 768) against projection 3,145,728 (4,096 x 768), the binary arms nothing, and one body."""
@@ -247,12 +259,13 @@ def test_sampling_keeps_what_it_should():
     assert frequencies(temperature=0) == [1, 0, 0, 0] and frequencies() == frequencies()
 
 
-# ---- bad input -------------------------------------------------------------------------------------------------------------------
+# ---- bad input ---------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("options, says", [
-    (dict(n_head=5), "n_embd=48 is not divisible by n_head=5"), (dict(code="kron", lift="linear"), "tie=True"), (dict(code="kron", lift="tile", tie=False), "linear"),
-    (dict(code="crown"), "learned, binary, affine, kron, random"), (dict(positions="alibi"), "learned, rotary"), (dict(code_form="dense"), "on_the_fly, table"),
-    (dict(n_layer=0), "at least 1"), (dict(pos_dim=300), "255"), (dict(dropout=1.0), "dropout"), (dict(positions="rotary", n_head=16), "even")])
+    (dict(n_head=5), "n_embd=48 is not divisible by n_head=5"), (dict(code="kron", lift="linear"), "tie=True"),
+    (dict(code="kron", lift="tile", tie=False), "linear"), (dict(code="crown"), "learned, binary, affine, kron, random"),
+    (dict(positions="alibi"), "learned, rotary"), (dict(code_form="dense"), "on_the_fly, table"), (dict(n_layer=0), "at least 1"),
+    (dict(pos_dim=300), "255"), (dict(dropout=1.0), "dropout"), (dict(positions="rotary", n_head=16), "even")])
 def test_impossible_models(options, says):
     with pytest.raises(ValueError, match=says):
         GPT(small(**options), [b""])
@@ -270,7 +283,8 @@ def test_what_is_no_checkpoint(tmp_path, runs):
     save_checkpoint(tmp_path / "config.pt", whole | {"config": 3})
     for name, content in (("text.pt", b"hello"), ("empty.pt", b""), ("half.pt", real[:len(real) // 2])):
         (tmp_path / name).write_bytes(content)
-    torch.save({"model": print, "config": 0, "tokenizer": 0, "step": 0}, tmp_path / "code.pt")  # what a pickle can run is never run
+    # What a pickle can run is never run.
+    torch.save({"model": print, "config": 0, "tokenizer": 0, "step": 0}, tmp_path / "code.pt")
     (tmp_path / "folder").mkdir()
     paths = [tmp_path / "absent", *tmp_path.iterdir()]
     assert len(paths) == 12

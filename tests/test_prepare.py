@@ -41,14 +41,16 @@ def check(folder):
         assert meta["text_bytes"][split] == sum(len(text.encode()) for text in found[split])
         assert meta["sha256"][split] == hashlib.sha256((folder / f"{split}.bin").read_bytes()).hexdigest()
     assert meta["vocab_size"] == tok.vocab_size > max(array.max() for array in ids.values())
-    assert meta["command"].startswith("python prepare.py ") and {"python", "numpy", "tiktoken", "rustbpe", "datasets"} <= meta["versions"].keys()
+    assert (meta["command"].startswith("python prepare.py ")
+            and {"python", "numpy", "tiktoken", "rustbpe", "datasets"} <= meta["versions"].keys())
     return meta, tok, found
 
 
-# ---- what is made ----------------------------------------------------------------------------------------------------------------
+# ---- what is made ------------------------------------------------------------------------------------------
 
 def test_docstrings(data_dir):
-    """The default: millions of tokens of this machine's docstrings in bpe:4096, uint16, split 2 % by hash, nothing twice, meta.json true."""
+    """The default: millions of tokens of this machine's docstrings in bpe:4096, uint16, split 2 % by hash,
+    nothing twice, meta.json true."""
     meta, tok, found = check(data_dir)
     assert (meta["dtype"], tok.name, tok.vocab_size) == ("uint16", "bpe:4096", 4096)
     assert sum(meta["text_bytes"].values()) > 10e6
@@ -87,7 +89,8 @@ def test_ids_fit_their_type(tmp_path, bpe, V, dtype):
 
 
 def test_every_kind_of_file_gives_the_same_documents(tmp_path, call, docs):
-    """.txt .md .jsonl .jsonl.gz .parquet with the same documents, a column of another name too: the same bins and the same tokenizer."""
+    """.txt .md .jsonl .jsonl.gz .parquet with the same documents, a column of another name too:
+    the same bins and the same tokenizer."""
     pieces = list(prepare.plain_text(enumerate("\n\n".join(docs).splitlines(keepends=True))))
     rows = "".join(json.dumps({"id": i, "text": text}) + "\n" for i, text in enumerate(pieces))
     assert len(pieces) > 10
@@ -98,8 +101,10 @@ def test_every_kind_of_file_gives_the_same_documents(tmp_path, call, docs):
     pq.write_table(pa.table({"text": pieces}), tmp_path / "a.parquet")
     pq.write_table(pa.table({"body": pieces, "n": range(len(pieces))}), tmp_path / "b.parquet")
     made = {}
-    for file, extra in [(f"a.{kind}", []) for kind in ("txt", "md", "jsonl", "jsonl.gz", "parquet")] + [("b.parquet", ["--column=body"])]:
-        assert call(prepare.main, "text", file, f"--name={file}", "--tokenizer=bpe:400", "--val_fraction=0.2", *extra, cwd=tmp_path) == 0
+    for file, extra in ([(f"a.{kind}", []) for kind in ("txt", "md", "jsonl", "jsonl.gz", "parquet")]
+                        + [("b.parquet", ["--column=body"])]):
+        assert call(prepare.main, "text", file, f"--name={file}", "--tokenizer=bpe:400", "--val_fraction=0.2",
+                    *extra, cwd=tmp_path) == 0
         meta, _, found = check(tmp_path / "data" / file)
         made[file] = found, meta["sha256"], meta["tokenizer"]
     assert all(value == made["a.txt"] for value in made.values())
@@ -110,7 +115,8 @@ def test_many_files_and_gpt2(tmp_path, call, gpt2, docs):
     """Several files are read one after the other; with gpt2 the ids are GPT-2's; empty documents are dropped."""
     for i in range(2):
         (tmp_path / f"{i}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in ["", " \n", *docs[i::2]]))
-    assert call(prepare.main, "text", "0.jsonl", "1.jsonl", "--name=both", "--tokenizer=gpt2", "--val_fraction=0.1", cwd=tmp_path) == 0
+    assert call(prepare.main, "text", "0.jsonl", "1.jsonl", "--name=both", "--tokenizer=gpt2", "--val_fraction=0.1",
+                cwd=tmp_path) == 0
     _, tok, found = check(tmp_path / "data" / "both")
     assert tok.vocab_size == 50257
     assert found["val"] == [text for text in docs[::2] + docs[1::2] if prepare.is_validation(text, 0.1)]
@@ -124,13 +130,15 @@ def test_equal_documents_stay_on_one_side(tmp_path, call, docs):
     assert len(found["train"]) + len(found["val"]) == 300 and not set(found["train"]) & set(found["val"])
 
 
-# ---- what is kept ----------------------------------------------------------------------------------------------------------------
+# ---- what is kept ------------------------------------------------------------------------------------------
 
 def test_killed_preparation_leaves_nothing_that_looks_finished(tmp_path, data_dir, small_data):
-    """SIGKILL while it encodes: no data/NAME. Another command for the same name is then refused, and with --overwrite starts over."""
+    """SIGKILL while it encodes: no data/NAME. Another command for the same name is then refused,
+    and with --overwrite starts over."""
     _, tok, ids = load(data_dir)
     (tmp_path / "big.txt").write_text(tok.decode(ids["train"][:4_000_000].tolist()))
-    process = subprocess.Popen(command("prepare.py", "text", "big.txt", "--name=small", "--tokenizer=bpe:260"), cwd=tmp_path, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(command("prepare.py", "text", "big.txt", "--name=small", "--tokenizer=bpe:260"),
+                               cwd=tmp_path, stderr=subprocess.DEVNULL)
     half_done = tmp_path / "data" / "small.partial" / "train.bin"
     while not (half_done.exists() and half_done.stat().st_size):
         assert process.poll() is None, "it ended before it could be killed"
@@ -142,7 +150,8 @@ def test_killed_preparation_leaves_nothing_that_looks_finished(tmp_path, data_di
     other = "text", small_data / "docs.jsonl", "--name=small", "--tokenizer=bpe:512", "--val_fraction=0.1"
     before = tree(tmp_path)
     line = error_line(script("prepare.py", *other, cwd=tmp_path, status=2).stderr)
-    assert "prepare.py text big.txt --name=small --tokenizer=bpe:260" in line and "--overwrite" in line and tree(tmp_path) == before
+    assert ("prepare.py text big.txt --name=small --tokenizer=bpe:260" in line and "--overwrite" in line
+            and tree(tmp_path) == before)
     script("prepare.py", *other, "--overwrite", cwd=tmp_path)
     assert [p.name for p in (tmp_path / "data").iterdir()] == ["small"]
     for name in ("train.bin", "val.bin"):
@@ -163,7 +172,7 @@ def test_existing_data_is_kept_unless_told(tmp_path, call, refuse, docs):
     assert set(found["train"] + found["val"]) == set(docs[200:400])
 
 
-# ---- bad input -------------------------------------------------------------------------------------------------------------------
+# ---- bad input ---------------------------------------------------------------------------------------------
 
 GOOD = '{"text": "The quick brown fox jumps over the lazy dog, again and again and again."}\n'
 BAD_FILES = {
@@ -201,10 +210,11 @@ def test_bad_files(tmp_path, refuse, name):
 
 
 @pytest.mark.parametrize("options, says", [
-    ("", "--name"), ("--name=../x", "plain folder name"), ("--name=", "plain folder name"), ("--name=x --tokenizer=word", "gpt2, unicode and bpe:N"),
-    ("--name=x --tokenizer=bpe:10", "too small"), ("--name=x --tokenizer=bpe:60000", "gives only"), ("--name=x --tokenizer=bpe:" + "9" * 30, "bpe"),
-    ("--name=x --val_fraction=1", "val_fraction"), ("--name=x --val_fraction=nan", "val_fraction"), ("--name=x --nane=y", "nane"), ("absent.txt --name=x", "absent.txt: no such file"),
-    ("folder.txt --name=x", "folder.txt: no such file")])
+    ("", "--name"), ("--name=../x", "plain folder name"), ("--name=", "plain folder name"),
+    ("--name=x --tokenizer=word", "gpt2, unicode and bpe:N"), ("--name=x --tokenizer=bpe:10", "too small"),
+    ("--name=x --tokenizer=bpe:60000", "gives only"), ("--name=x --tokenizer=bpe:" + "9" * 30, "bpe"),
+    ("--name=x --val_fraction=1", "val_fraction"), ("--name=x --val_fraction=nan", "val_fraction"), ("--name=x --nane=y", "nane"),
+    ("absent.txt --name=x", "absent.txt: no such file"), ("folder.txt --name=x", "folder.txt: no such file")])
 def test_bad_options(small_data, tmp_path, refuse, options, says):
     """An option that cannot be meant is one line, and no data folder."""
     (tmp_path / "folder.txt").mkdir()
@@ -233,6 +243,6 @@ def test_no_vocabulary_no_network(tmp_path, small_data):
     """Where tiktoken has no copy of GPT-2's vocabulary and cannot fetch one, one line names TIKTOKEN_CACHE_DIR."""
     (tmp_path / "work").mkdir()
     nowhere = dict.fromkeys(["HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy"], "http://127.0.0.1:9")
-    done = script("prepare.py", "text", small_data / "docs.jsonl", "--name=x", "--tokenizer=gpt2", cwd=tmp_path / "work", status=2,
-                  TIKTOKEN_CACHE_DIR=str(tmp_path / "cache"), **nowhere)
+    done = script("prepare.py", "text", small_data / "docs.jsonl", "--name=x", "--tokenizer=gpt2", cwd=tmp_path / "work",
+                  status=2, TIKTOKEN_CACHE_DIR=str(tmp_path / "cache"), **nowhere)
     assert "TIKTOKEN_CACHE_DIR" in error_line(done.stderr) and not tree(tmp_path / "work")

@@ -17,9 +17,12 @@ import tokenizer
 import train
 from model import build_model, load_model, save_checkpoint
 
-PAIRS = [("geography", "The capital of the country is", "The captial of the country is"), ("math", "Two plus two is", "Two pluss two is"),
-         ("math", "The value of the sum is", "The vlaue of the sum is"), ("time", "The day after the first is", "The dya after the first is"),
-         ("misc", "Return the length of", "Return the lenght of"), ("misc", "Open the file and read the", "Open the flie and read the")]
+PAIRS = [("geography", "The capital of the country is", "The captial of the country is"),
+         ("math", "Two plus two is", "Two pluss two is"),
+         ("math", "The value of the sum is", "The vlaue of the sum is"),
+         ("time", "The day after the first is", "The dya after the first is"),
+         ("misc", "Return the length of", "Return the lenght of"),
+         ("misc", "Open the file and read the", "Open the flie and read the")]
 
 
 @pytest.fixture(autouse=True)
@@ -34,7 +37,8 @@ def bpe500(docs):
 
 
 def save_run(folder, arm, tok, *options, seed=1):
-    """out/ARM-sSEED with an untrained checkpoint whose predictions are sharp, and whose padding ids would win if they were counted."""
+    """out/ARM-sSEED with an untrained checkpoint whose predictions are sharp,
+    and whose padding ids would win if they were counted."""
     options = ["--n_layer=2", "--n_head=2", "--n_embd=24", "--block_size=64", f"--seed={seed}", *options]
     config, _, _ = train.compose([f"configs/{arm}.py", *options])
     model = build_model(vars(config), tok)
@@ -45,7 +49,8 @@ def save_run(folder, arm, tok, *options, seed=1):
         model.lm_head.weight[tok.vocab_size:] = 5 * model.lm_head.weight[:model.config.padded_size - tok.vocab_size]
     run = folder / "out" / f"{arm}-s{seed}"
     run.mkdir(parents=True)
-    state = {"model": model.state_dict(), "step": 7, "tokenizer": tok.state, "config": asdict(config) | {"arm": arm, "data": {"train": "0"}}}
+    state = {"model": model.state_dict(), "step": 7, "tokenizer": tok.state,
+             "config": asdict(config) | {"arm": arm, "data": {"train": "0"}}}
     save_checkpoint(run / "ckpt.pt", state)
     return str(run)
 
@@ -65,13 +70,14 @@ def write_pairs(path, pairs=PAIRS, head=("category", "clean", "typo")):
 
 def result(out):
     """A probe's results, without what differs from call to call; all three files must be there."""
-    assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG") and "Made by `python probe.py" in out.with_suffix(".md").read_text()
+    assert (out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+            and "Made by `python probe.py" in out.with_suffix(".md").read_text())
     found = json.loads(out.with_suffix(".json").read_text())
     assert {"commit", "hardware"} <= found.keys()
     return {k: v for k, v in found.items() if k not in ("command", "date")}
 
 
-# ---- robustness ------------------------------------------------------------------------------------------------------------------
+# ---- robustness --------------------------------------------------------------------------------------------
 
 def by_hand(model, tok, clean, typo):
     """The four measurements by their definitions, in numpy's float64, from the model's own logits."""
@@ -100,7 +106,8 @@ def test_measurements_are_those_of_their_definitions(made, tmp_path, call):
                 assert record[key] == pytest.approx(expected[key], rel=1e-4, abs=1e-6)
         numbers = found["arms"][arm]["overall"]["kl_clean_to_typo"]
         assert numbers["per_seed"][seed - 1] == pytest.approx(np.mean([x["kl_clean_to_typo"] for x in hand]), rel=1e-4)
-        assert numbers["mean"] == pytest.approx(np.mean(numbers["per_seed"])) and numbers["sd"] == pytest.approx(np.std(numbers["per_seed"], ddof=1))
+        assert (numbers["mean"] == pytest.approx(np.mean(numbers["per_seed"]))
+                and numbers["sd"] == pytest.approx(np.std(numbers["per_seed"], ddof=1)))
     assert max(x["kl_clean_to_typo"] for x in hand) > 0.1  # so that agreement is not that of two zeros
     assert [c["a"] + c["b"] for c in found["contrasts"]] == ["bpe_tiedkron"]
 
@@ -121,7 +128,8 @@ def test_a_prompt_against_itself_changes_nothing(made):
         state = probe.last_state(model, tok, PAIRS[0][1])
     assert [x.dtype for x in state] == [torch.float64] * 2 and [len(x) for x in state] == [tok.vocab_size, model.config.n_embd]
     found = probe.compare_states(state, state)
-    assert found["kl_clean_to_typo"] == 0 and found["logprob_drop"] == 0 and found["top1_matches"] and found["cosine_hidden"] == pytest.approx(1)
+    assert (found["kl_clean_to_typo"] == 0 and found["logprob_drop"] == 0 and found["top1_matches"]
+            and found["cosine_hidden"] == pytest.approx(1))
 
 
 def test_the_order_of_runs_does_not_matter(made, tmp_path, call, capsys):
@@ -133,7 +141,8 @@ def test_the_order_of_runs_does_not_matter(made, tmp_path, call, capsys):
 
 
 def published(tmp_path, bpe, kron):
-    (tmp_path / "published.json").write_text(json.dumps({"bpe": {"per_prompt": bpe}, "kron": {"per_prompt": kron}, "meta": "more"}))
+    (tmp_path / "published.json").write_text(json.dumps({"bpe": {"per_prompt": bpe}, "kron": {"per_prompt": kron},
+                                                         "meta": "more"}))
     return tmp_path / "published.json"
 
 
@@ -157,14 +166,17 @@ def test_published_results_are_aggregated_like_our_own(made, tmp_path, call):
 
 def test_aggregates_of_a_small_published_file(tmp_path, call, capsys):
     def rows(kept, kl):
-        return [dict(zip(("category", "clean", "typo"), pair), top1_matches=k, kl_clean_to_typo=x, cosine_hidden=0.5, logprob_drop=x / 2)
+        return [dict(zip(("category", "clean", "typo"), pair), top1_matches=k, kl_clean_to_typo=x,
+                     cosine_hidden=0.5, logprob_drop=x / 2)
                 for pair, k, x in zip(PAIRS[:4], kept, kl)]
-    path = published(tmp_path, rows([True, False, False, True], [0.1, 0.9, 0.3, 0.7]), rows([True, True, False, True], [0.2, 0.5, 0.5, 0.4]))
+    path = published(tmp_path, rows([True, False, False, True], [0.1, 0.9, 0.3, 0.7]),
+                     rows([True, True, False, True], [0.2, 0.5, 0.5, 0.4]))
     assert call(probe.main, "robustness", f"--published={path}", "--out=x", cwd=tmp_path) == 0
     found = result(tmp_path / "x")
     bpe, kron = (found["arms"][arm] for arm in ("bpe", "kron"))
     assert (bpe["overall"]["top1_matches"]["mean"], kron["overall"]["top1_matches"]["mean"]) == (0.5, 0.75)
-    assert bpe["overall"]["kl_clean_to_typo"]["mean"] == pytest.approx(0.5) and bpe["overall"]["kl_clean_to_typo"]["median"] == pytest.approx(0.5)
+    assert (bpe["overall"]["kl_clean_to_typo"]["mean"] == pytest.approx(0.5)
+            and bpe["overall"]["kl_clean_to_typo"]["median"] == pytest.approx(0.5))
     assert kron["math"]["kl_clean_to_typo"]["mean"] == pytest.approx(0.5) and kron["math"]["top1_matches"]["mean"] == 0.5
     contrast = found["contrasts"][0]
     assert contrast["difference"] == -0.25 and contrast["interval"] == [-0.75, 0.0]
@@ -182,7 +194,8 @@ def test_the_bootstrap_interval_is_that_of_the_mean():
 
 
 def test_tab_newline_and_quotes_in_a_prompt_survive(tmp_path):
-    pairs = [("misc", 'a\ttab, a\nnew line and "quotes"', '"quoted" from\r\nthe start'), ("people", "naïve — ‘日本’", " leading and trailing ")]
+    pairs = [("misc", 'a\ttab, a\nnew line and "quotes"', '"quoted" from\r\nthe start'),
+             ("people", "naïve — ‘日本’", " leading and trailing ")]
     rows = [dict(zip(("category", "clean", "typo"), pair)) for pair in pairs]
     assert probe.read_pairs(write_pairs(tmp_path / "pairs.tsv", pairs)) == rows
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row | {"note": 1}) + "\n" for row in rows))
@@ -199,13 +212,14 @@ def test_the_prompt_files_are_what_they_should_be():
     prompts = probe.read_rows(probe.PROMPTS / "generation.tsv", ["prompt", "normal", "typo", "novel"])
     assert len(prompts) == len({p["prompt"] for p in prompts}) == len({p["novel"] for p in prompts}) == 20
     for p in prompts:  # to say the right word must not count as an echo of the wrong one
-        assert p["prompt"].count("{}") == 1 and p["normal"] not in p["prompt"] and probe.edit_distance(p["normal"], p["typo"]) == 2
+        assert (p["prompt"].count("{}") == 1 and p["normal"] not in p["prompt"]
+                and probe.edit_distance(p["normal"], p["typo"]) == 2)
         assert len(f" {p['novel']}".encode()) <= 16 and len(p["novel"]) >= 6
     families = probe.read_families()
     assert len(families) == 6 and all(len(set(words)) == 8 for _, words in families.values())
 
 
-# ---- generation ------------------------------------------------------------------------------------------------------------------
+# ---- generation --------------------------------------------------------------------------------------------
 
 def test_echoes_are_whole_words_exactly_or_within_one_edit():
     text = "A zorblat. Zorblat, zorblats zorbat xorblat zorblta zorblatter a_zorblat_b pre-zorblat zorblat's"
@@ -214,7 +228,8 @@ def test_echoes_are_whole_words_exactly_or_within_one_edit():
     assert probe.find_echoes("", "zorblat") == probe.find_echoes("a b c", "") == probe.find_echoes("I am", "a") == []
 
 
-@pytest.mark.parametrize("a, b, distance", [("", "", 0), ("abc", "", 3), ("kitten", "sitting", 3), ("run", "RUN", 3), ("form", "from", 2)])
+@pytest.mark.parametrize("a, b, distance", [("", "", 0), ("abc", "", 3), ("kitten", "sitting", 3),
+                                            ("run", "RUN", 3), ("form", "from", 2)])
 def test_edit_distance(a, b, distance):
     assert probe.edit_distance(a, b) == probe.edit_distance(b, a) == distance
 
@@ -254,13 +269,14 @@ def test_echo_rates_and_forced_bytes(made, tmp_path, call, monkeypatch, capsys):
     assert rates["bpe_tied"]["exact"].keys() == {"normal", "typo", "novel"}
     for kind, hits in (("typo", 0), ("novel", 0), ("novel in one slot", 40), ("typo in one slot", 40)):
         kron = rates["kron"]
-        assert (kron["exact"][kind]["hits"], kron["one_edit"][kind]["hits"], kron["exact"][kind]["samples"]) == (hits, 2 * hits, 20 * 4 * 2)
+        assert ((kron["exact"][kind]["hits"], kron["one_edit"][kind]["hits"], kron["exact"][kind]["samples"])
+                == (hits, 2 * hits, 20 * 4 * 2))
         assert kron["exact"][kind]["interval"] == pytest.approx([100 * x for x in probe.wilson(hits, 160)])
     printed = capsys.readouterr().out
     assert "one zorblat" in printed and "\033" not in printed  # plain text where there is no terminal
 
 
-# ---- layers ----------------------------------------------------------------------------------------------------------------------
+# ---- layers ------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("arm, options", [("bpe_tied", []), ("kron", ["--positions=rotary"])])
 def test_levels_are_the_states_of_a_token_alone(tmp_path, bpe500, arm, options):
@@ -287,7 +303,8 @@ def test_words_of_several_tokens(made):
             assert own == [tok.encode(" the")[0], -1]
             torch.testing.assert_close(vectors[0], wte(torch.tensor(own[0])))
             pieces = wte(torch.tensor(tok.encode(" unquestionably")))
-            whole = probe.kron_rows([b" unquestionably"], 16)(torch.arange(1))[0] @ wte.weight if arm == "kron" else pieces.mean(0)
+            whole = (probe.kron_rows([b" unquestionably"], 16)(torch.arange(1))[0] @ wte.weight if arm == "kron" else
+                     pieces.mean(0))
             torch.testing.assert_close(vectors[1], whole)
 
 
@@ -318,13 +335,14 @@ def test_layers_of_every_level(tmp_path, bpe, call, capsys):
     kron, table = (found["levels"][arm]["1"]["E_raw"]["overall"] for arm in ("kron", "bpe_tied"))
     assert kron[1] > 0.1 > 3 * table[1]  # untrained, bytes alone find the root and a random table does not
     printed = capsys.readouterr().out
-    assert "computational" in found["words_of_several_tokens"] and "average their tokens' rows" in printed and "0.97 / 0.26 / 0.23" in printed
+    assert ("computational" in found["words_of_several_tokens"] and "average their tokens' rows" in printed
+            and "0.97 / 0.26 / 0.23" in printed)
 
 
-# ---- geometry --------------------------------------------------------------------------------------------------------------------
+# ---- geometry ----------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("a, b, cosine", [("run", "runs", 0.866), ("run", "RUN", 0.0), ("compute", "commute", 0.857), ("nation", "station", 0.0),
-                                          ("nation", "notion", 0.833)])
+@pytest.mark.parametrize("a, b, cosine", [("run", "runs", 0.866), ("run", "RUN", 0.0), ("compute", "commute", 0.857),
+                                          ("nation", "station", 0.0), ("nation", "notion", 0.833)])
 def test_cosines_in_kronecker_space(a, b, cosine):
     assert probe.kron_cosine(a.encode(), b.encode(), 32) == pytest.approx(cosine, abs=0.002)
 
@@ -345,21 +363,24 @@ def safetensors(tensors):
     header, data = {"__metadata__": {"format": "pt"}}, b""
     for name, tensor in tensors.items():
         raw = tensor.contiguous().view(torch.uint8).numpy().tobytes()
-        header[name] = {"dtype": kinds[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [len(data), len(data) + len(raw)]}
+        header[name] = {"dtype": kinds[tensor.dtype], "shape": list(tensor.shape),
+                        "data_offsets": [len(data), len(data) + len(raw)]}
         data += raw
     head = json.dumps(header).encode()
-    return struct.pack("<Q", len(head)) + head + data, {name: 8 + len(head) + t.numel() * t.itemsize for name, t in tensors.items()}
+    return (struct.pack("<Q", len(head)) + head + data,
+            {name: 8 + len(head) + t.numel() * t.itemsize for name, t in tensors.items()})
 
 
-TOKENS = ["the", " run", " Run", " RUN", "run", "Run", " running", " compute", " Compute", "compute", " computes", " computed", " computer", " water",
-          " nation", " national", "\n", "é", " x", " y"] + [f" w{i}" for i in range(30)]
+TOKENS = ["the", " run", " Run", " RUN", "run", "Run", " running", " compute", " Compute", "compute", " computes", " computed",
+          " computer", " water", " nation", " national", "\n", "é", " x", " y"] + [f" w{i}" for i in range(30)]
 
 
 def vocabulary(style):
     """TOKENS as a tokenizer.json: GPT-2's byte-level alphabet, sentencepiece in BPE form, sentencepiece in unigram form."""
     if style == "bytes":
         written = [t.replace(" ", "Ġ").replace("\n", "Ċ").replace("é", "Ã©") for t in TOKENS]
-        return {"pre_tokenizer": {"type": "Sequence", "pretokenizers": [{"type": "ByteLevel"}]}, "model": {"type": "BPE", "vocab": {t: i for i, t in enumerate(written)}}}
+        return {"pre_tokenizer": {"type": "Sequence", "pretokenizers": [{"type": "ByteLevel"}]},
+                "model": {"type": "BPE", "vocab": {t: i for i, t in enumerate(written)}}}
     written = [t.replace(" ", "▁").replace("\n", "<0x0A>") for t in TOKENS]
     vocab = {t: i for i, t in enumerate(written)} if style == "bpe" else [[t, -1.0] for t in written]
     return {"decoder": {"type": "Replace"}, "model": {"type": "BPE" if style == "bpe" else "Unigram", "vocab": vocab}}
@@ -413,13 +434,16 @@ def test_only_the_embedding_of_a_hub_model_is_fetched(hub, dtype):
     data, cost = safetensors({"a.layer.weight": other, "model.embed_tokens.weight": table, "lm_head.weight": other})
     hub.files["/me/one/resolve/main/model.safetensors"] = data
     assert torch.equal(probe.read_embedding("me/one"), table)
-    assert hub.sent == {"/me/one/resolve/main/model.safetensors": cost["model.embed_tokens.weight"]} and sum(hub.sent.values()) < len(data) / 10
+    assert (hub.sent == {"/me/one/resolve/main/model.safetensors": cost["model.embed_tokens.weight"]}
+            and sum(hub.sent.values()) < len(data) / 10)
 
     hub.sent.clear()
-    index = {"copy.layers.61.embed_tokens.weight": "3.safetensors", "model.embed_tokens.weight": "2.safetensors", "a.weight": "1.safetensors"}
+    index = {"copy.layers.61.embed_tokens.weight": "3.safetensors", "model.embed_tokens.weight": "2.safetensors",
+             "a.weight": "1.safetensors"}
     hub.files |= {f"/me/many/resolve/main/{name}": value for name, value in {
-        "model.safetensors.index.json": json.dumps({"weight_map": index}).encode(), "1.safetensors": safetensors({"a.weight": other})[0],
-        "2.safetensors": data, "3.safetensors": safetensors({"copy.layers.61.embed_tokens.weight": other})[0]}.items()}
+        "model.safetensors.index.json": json.dumps({"weight_map": index}).encode(),
+        "1.safetensors": safetensors({"a.weight": other})[0], "2.safetensors": data,
+        "3.safetensors": safetensors({"copy.layers.61.embed_tokens.weight": other})[0]}.items()}
     assert torch.equal(probe.read_embedding("me/many"), table)
     shards = {path: n for path, n in hub.sent.items() if path.endswith(".safetensors")}
     assert shards == {"/me/many/resolve/main/2.safetensors": cost["model.embed_tokens.weight"]}
@@ -433,14 +457,17 @@ def test_vocabularies(tmp_path, style):
 
 
 def test_geometry_of_public_models(hub, tmp_path, call, made, capsys):
-    """The same model from the Hub and from a folder, in two styles of vocabulary: the same neighbours, and the trained ones as built."""
+    """The same model from the Hub and from a folder, in two styles of vocabulary: the same neighbours,
+    and the trained ones as built."""
     data, _ = safetensors({"wte.weight": trained_table()})
-    hub.files |= {"/me/one/resolve/main/model.safetensors": data, "/me/one/resolve/main/tokenizer.json": json.dumps(vocabulary("bytes")).encode()}
+    hub.files |= {"/me/one/resolve/main/model.safetensors": data,
+                  "/me/one/resolve/main/tokenizer.json": json.dumps(vocabulary("bytes")).encode()}
     local = tmp_path / "local"
     local.mkdir()
     (local / "model.safetensors").write_bytes(data)
     (local / "tokenizer.json").write_text(json.dumps(vocabulary("unigram")))
-    argv = ["geometry", "--words=run,compute,absent", f"--tokenizer={made['kron', 1]}", "--out=geo", "--model", "me/one", str(local)]
+    argv = ["geometry", "--words=run,compute,absent", f"--tokenizer={made['kron', 1]}", "--out=geo",
+            "--model", "me/one", str(local)]
     assert call(probe.main, *argv, cwd=tmp_path) == 0
     found = result(tmp_path / "geo")
     first, second = found["models"].values()
@@ -453,7 +480,8 @@ def test_geometry_of_public_models(hub, tmp_path, call, made, capsys):
     members = [TOKENS.index(f" {w}") for w in ("compute", "computes", "computed", "computer")]
     table = trained_table().double()
     for name, centre in (("raw", 0), ("centred", table[:len(TOKENS)].mean(0))):  # the padding rows do not count
-        hand = [torch.cosine_similarity(table[a] - centre, table[b] - centre, dim=0).item() for i, a in enumerate(members) for b in members[:i]]
+        hand = [torch.cosine_similarity(table[a] - centre, table[b] - centre, dim=0).item()
+                for i, a in enumerate(members) for b in members[:i]]
         assert trained["cosine"][name][0] == pytest.approx(np.mean(hand), abs=1e-5)
     assert abs(trained["cosine"]["centred"][1]) < 0.1
     assert found["jaccard"] == [{"models": ["me/one", str(local)], "trained": 1.0, "random": 1.0, "Kronecker": 1.0}]
@@ -473,18 +501,22 @@ def test_damaged_models_are_refused(hub, tmp_path, made, refuse):
         head = json.dumps({name: entry}).encode()
         return struct.pack("<Q", len(head)) + head + bytes(64)
     good = {"dtype": "F32", "shape": [4, 4], "data_offsets": [0, 64]}
-    cases = {"short": b"\x01", "endless": struct.pack("<Q", 2**60), "cut": header(good)[:-1], "no json": struct.pack("<Q", 3) + b"{]}",
-             "deep": struct.pack("<Q", 200_000) + b"[" * 200_000, "other": header(good, "head.weight"), "fp8": header(good | {"dtype": "F8_E4M3"}),
-             "size": header(good | {"shape": [4, 5]}), "negative": header(good | {"data_offsets": [-64, 0]}), "words": header(good | {"shape": "44"}),
-             "far": header(good | {"data_offsets": [2**70, 2**70 + 64]}), "huge": header({"dtype": "F32", "shape": [2**40, 2**20], "data_offsets": [0, 2**62]}),
+    cases = {"short": b"\x01", "endless": struct.pack("<Q", 2**60), "cut": header(good)[:-1],
+             "no json": struct.pack("<Q", 3) + b"{]}", "deep": struct.pack("<Q", 200_000) + b"[" * 200_000,
+             "other": header(good, "head.weight"), "fp8": header(good | {"dtype": "F8_E4M3"}),
+             "size": header(good | {"shape": [4, 5]}), "negative": header(good | {"data_offsets": [-64, 0]}),
+             "words": header(good | {"shape": "44"}), "far": header(good | {"data_offsets": [2**70, 2**70 + 64]}),
+             "huge": header({"dtype": "F32", "shape": [2**40, 2**20], "data_offsets": [0, 2**62]}),
              "list": struct.pack("<Q", 2) + b"[]"}
     for name, data in cases.items():
         (tmp_path / name).mkdir()
         (tmp_path / name / "model.safetensors").write_bytes(data)
     tokenizer_argument = f"--tokenizer={made['kron', 1]}"
     for name in cases:
-        assert str(tmp_path / name) in refuse(probe.main, "geometry", tokenizer_argument, "--model", str(tmp_path / name), cwd=tmp_path)
-    for name, text in {"no": "{", "wordpiece": '{"model": {"type": "WordPiece", "vocab": {"##a": 1}}}', "ids": '{"model": {"vocab": {"a": "b"}}}'}.items():
+        assert str(tmp_path / name) in refuse(probe.main, "geometry", tokenizer_argument,
+                                              "--model", str(tmp_path / name), cwd=tmp_path)
+    for name, text in {"no": "{", "wordpiece": '{"model": {"type": "WordPiece", "vocab": {"##a": 1}}}',
+                       "ids": '{"model": {"vocab": {"a": "b"}}}'}.items():
         (tmp_path / name).mkdir()
         (tmp_path / name / "model.safetensors").write_bytes(header(good))
         (tmp_path / name / "tokenizer.json").write_text(text)
@@ -493,11 +525,12 @@ def test_damaged_models_are_refused(hub, tmp_path, made, refuse):
     assert "a header of 1,152,921" in refuse(probe.main, "geometry", tokenizer_argument, "--model", "me/endless", cwd=tmp_path)
     assert sum(hub.sent.values()) == 8
     hub.files["/me/one/resolve/main/model.safetensors"], hub.ranges = header(good), False
-    for model, named in (("me/one", "ignores byte ranges"), ("me/none", "not found"), ("/no/folder", "not a Hub id"), ("a/b/c", "not a Hub id")):
+    for model, named in (("me/one", "ignores byte ranges"), ("me/none", "not found"),
+                         ("/no/folder", "not a Hub id"), ("a/b/c", "not a Hub id")):
         assert named in refuse(probe.main, "geometry", tokenizer_argument, "--model", model, cwd=tmp_path)
 
 
-# ---- norms -----------------------------------------------------------------------------------------------------------------------
+# ---- norms -------------------------------------------------------------------------------------------------
 
 def write_log(folder, arm, seed, norms):
     run = folder / "out" / f"{arm}-s{seed}"
@@ -509,17 +542,19 @@ def write_log(folder, arm, seed, norms):
 
 
 def test_norms_drift(tmp_path, call, capsys, refuse):
-    runs = [write_log(tmp_path, "kron", 1, [1.0, 1.1, 1.2]), write_log(tmp_path, "kron", 2, [2.0, 2.2, 2.8]), write_log(tmp_path, "binary", 1, [None, None, None])]
+    runs = [write_log(tmp_path, "kron", 1, [1.0, 1.1, 1.2]), write_log(tmp_path, "kron", 2, [2.0, 2.2, 2.8]),
+            write_log(tmp_path, "binary", 1, [None, None, None])]
     assert call(probe.main, "norms", *runs, "--out=norms", cwd=tmp_path) == 0
     found, printed = result(tmp_path / "norms"), capsys.readouterr().out
     kron = found["norms"]["kron"]
-    assert kron["drift"]["mean"] == pytest.approx(1.3) and kron["drift"]["sd"] == pytest.approx(math.sqrt(0.02)) and kron["start"]["mean"] == 1.5
+    assert (kron["drift"]["mean"] == pytest.approx(1.3) and kron["drift"]["sd"] == pytest.approx(math.sqrt(0.02))
+            and kron["start"]["mean"] == 1.5)
     assert "no weights" in printed and "near 1.0" in printed and "binary" not in found["norms"]
     assert "no validation" in refuse(probe.main, "norms", write_log(tmp_path, "kron", 3, []), cwd=tmp_path)
     assert "not a run" in refuse(probe.main, "norms", tmp_path, cwd=tmp_path)
 
 
-# ---- bad input -------------------------------------------------------------------------------------------------------------------
+# ---- bad input ---------------------------------------------------------------------------------------------
 
 def test_bad_input_is_one_line(made, tmp_path, bpe500, refuse):
     run, other = made["kron", 1], save_run(tmp_path, "binary", bpe500, "--block_size=32")
@@ -530,21 +565,30 @@ def test_bad_input_is_one_line(made, tmp_path, bpe500, refuse):
     (tmp_path / "bytes.tsv").write_bytes(b"category\tclean\ttypo\nmisc\t\xff\tb\n")
     (tmp_path / "list.jsonl").write_text("[1]\n")
     (tmp_path / "half.json").write_text(json.dumps({"kron": {"per_prompt": []}}))
-    row = {"category": "misc", "clean": "a", "typo": "b", "top1_matches": True, "kl_clean_to_typo": 0.1, "cosine_hidden": 1.0, "logprob_drop": 0.0}
-    (tmp_path / "nan.json").write_text(json.dumps({"bpe": {"per_prompt": [row | {"cosine_hidden": math.nan}]}, "kron": {"per_prompt": [row]}}))
-    (tmp_path / "pairs.json").write_text(json.dumps({"bpe": {"per_prompt": [row]}, "kron": {"per_prompt": [row | {"typo": "c"}]}}))
+    row = {"category": "misc", "clean": "a", "typo": "b", "top1_matches": True,
+           "kl_clean_to_typo": 0.1, "cosine_hidden": 1.0, "logprob_drop": 0.0}
+    (tmp_path / "nan.json").write_text(json.dumps({"bpe": {"per_prompt": [row | {"cosine_hidden": math.nan}]},
+                                                   "kron": {"per_prompt": [row]}}))
+    (tmp_path / "pairs.json").write_text(json.dumps({"bpe": {"per_prompt": [row]},
+                                                     "kron": {"per_prompt": [row | {"typo": "c"}]}}))
     for pairs, named in [(tmp_path / "empty.tsv", "no rows"), (write_pairs(tmp_path / "head.tsv", []), "no rows"),
-                         (write_pairs(tmp_path / "category.tsv", [("colours", "a", "b")]), "unknown category 'colours' (known: colors)"),
-                         (write_pairs(tmp_path / "column.tsv", PAIRS, ("category", "clean", "wrong")), "no text in column 'typo'"),
-                         (write_pairs(tmp_path / "short.tsv", [("misc", "a")]), "no text in column 'typo'"), (tmp_path / "cells.tsv", "more cells"),
-                         (tmp_path / "quote.tsv", "cannot be read"), (tmp_path / "bytes.tsv", "cannot be read"), (tmp_path / "list.jsonl", "no text in column"),
+                         (write_pairs(tmp_path / "category.tsv", [("colours", "a", "b")]),
+                          "unknown category 'colours' (known: colors)"),
+                         (write_pairs(tmp_path / "column.tsv", PAIRS, ("category", "clean", "wrong")),
+                          "no text in column 'typo'"),
+                         (write_pairs(tmp_path / "short.tsv", [("misc", "a")]), "no text in column 'typo'"),
+                         (tmp_path / "cells.tsv", "more cells"), (tmp_path / "quote.tsv", "cannot be read"),
+                         (tmp_path / "bytes.tsv", "cannot be read"), (tmp_path / "list.jsonl", "no text in column"),
                          (tmp_path / "half.json", "not results with bpe and kron"), (tmp_path / "none.tsv", "No such file"),
                          (write_pairs(tmp_path / "long.tsv", [("misc", "word " * 100, "b")]), "context is 64")]:
         assert named in refuse(probe.main, "robustness", run, f"--pairs={pairs}", cwd=tmp_path), pairs
     for argv, named in [(["robustness", tmp_path / "no.pt"], "not a checkpoint"), (["layers", run, "out/none"], "no checkpoint"),
-                        (["generation", run, run], "same arm and seed"), (["layers", run, other], "block_size"), (["robustness"], "needs runs"),
-                        (["robustness", run, "--published=x.json"], "not both"), (["robustness", "--published=nan.json"], "not finite"),
-                        (["robustness", "--published=pairs.json"], "same pairs"), (["norms"], "RUN"), ([], "robustness"), (["poems"], "poems"),
-                        (["layers", run, f"--out={tmp_path}"], "is a folder"), (["generation", run, "--samples=0"], "samples"),
-                        (["geometry", "--words=,", f"--tokenizer={run}"], "--words is empty"), (["geometry", "--tokenizer=out/none"], "no checkpoint")]:
+                        (["generation", run, run], "same arm and seed"), (["layers", run, other], "block_size"),
+                        (["robustness"], "needs runs"), (["robustness", run, "--published=x.json"], "not both"),
+                        (["robustness", "--published=nan.json"], "not finite"),
+                        (["robustness", "--published=pairs.json"], "same pairs"), (["norms"], "RUN"), ([], "robustness"),
+                        (["poems"], "poems"), (["layers", run, f"--out={tmp_path}"], "is a folder"),
+                        (["generation", run, "--samples=0"], "samples"),
+                        (["geometry", "--words=,", f"--tokenizer={run}"], "--words is empty"),
+                        (["geometry", "--tokenizer=out/none"], "no checkpoint")]:
         assert named in refuse(probe.main, *argv, cwd=tmp_path), argv

@@ -35,7 +35,8 @@ def test_forced_word_is_one_slot_with_its_bytes(runs):
 
 
 def test_two_runs_stand_side_by_side(docstrings, runs):
-    done = script("sample.py", runs["kron"], runs["bpe_tied"], "--prompt=-", "--oov=frob", "--max_new_tokens=5", cwd=docstrings, input="The frob\n")
+    done = script("sample.py", runs["kron"], runs["bpe_tied"], "--prompt=-", "--oov=frob", "--max_new_tokens=5",
+                  cwd=docstrings, input="The frob\n")
     assert done.stdout.splitlines()[0].split(" | ")[0].strip() == "kron" and "bpe_tied is no kron run" in done.stderr
 
 
@@ -45,7 +46,10 @@ def test_without_arguments_the_newest_kron_and_bpe_runs_echo(docstrings, runs):
 
 def test_bad_input_is_one_line(docstrings, runs, tmp_path, refuse):
     (tmp_path / "no.pt").write_bytes(b"no checkpoint")
-    for argv, named in [(["out/none"], "no checkpoint"), ([tmp_path / "no.pt"], "not a checkpoint"), ([], "no trained kron and bpe runs"),
-                        ([runs["kron"], "--prompt=" + "word " * 200], "the context of kron is 64"), ([runs["kron"], "--oov=x", "--prompt=y"], "does not have that word"),
-                        ([runs["kron"], "--temperature=-1"], "temperature"), ([runs["kron"], "--top_k=0"], "top_k"), ([runs["kron"], "--max_new_tokens=x"], "max_new_tokens")]:
+    for argv, named in [(["out/none"], "no checkpoint"), ([tmp_path / "no.pt"], "not a checkpoint"),
+                        ([], "no trained kron and bpe runs"),
+                        ([runs["kron"], "--prompt=" + "word " * 200], "the context of kron is 64"),
+                        ([runs["kron"], "--oov=x", "--prompt=y"], "does not have that word"),
+                        ([runs["kron"], "--temperature=-1"], "temperature"), ([runs["kron"], "--top_k=0"], "top_k"),
+                        ([runs["kron"], "--max_new_tokens=x"], "max_new_tokens")]:
         assert named in refuse(sample.main, *argv, cwd=tmp_path)

@@ -1,4 +1,7 @@
-"""Data at size: streams from a Hub, mixtures, and preparations that are killed, cut off and go on. The real client, our own Hub."""
+"""Data at size: streams from a Hub, mixtures, and preparations that are killed, cut off and go on.
+
+The real client, our own Hub.
+"""
 import json
 import os
 import random
@@ -54,14 +57,16 @@ def bins(folder):
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory, docs):
-    """{(repo, config): folder}: the docstrings in three parquet shards of several row groups, and a synthetic second dataset in two."""
+    """{(repo, config): folder}: the docstrings in three parquet shards of several row groups,
+    and a synthetic second dataset in two."""
     folder = tmp_path_factory.mktemp("shards")
     second = [f" Story {i}: {text[::-1]}" for i, text in enumerate(docs)]
     for name, texts, parts in (("f", docs, 3), ("c", second, 2)):
         (folder / name).mkdir()
         for i in range(parts):
             part = texts[i * len(texts) // parts:(i + 1) * len(texts) // parts]
-            pq.write_table(pa.table({"id": range(len(part)), "text": part}), folder / name / f"{name}{i}.parquet", row_group_size=64)
+            pq.write_table(pa.table({"id": range(len(part)), "text": part}), folder / name / f"{name}{i}.parquet",
+                           row_group_size=64)
     return {prepare.HUB["fineweb-edu"]: folder / "f", prepare.HUB["cosmopedia"]: folder / "c"}
 
 
@@ -86,7 +91,8 @@ def undisturbed(hub, tmp_path_factory):
 
 
 def test_stream(undisturbed, docs):
-    """Slow, failing and cut connections: the client tries again, and the bins hold the documents in order, as many as asked for."""
+    """Slow, failing and cut connections: the client tries again, and the bins hold the documents in order,
+    as many as asked for."""
     meta, tok, found = check(undisturbed)
     assert 30e3 <= meta["tokens"]["train"] < 34e3 and 2e3 <= meta["tokens"]["val"] < 6e3
     assert not set(found["train"]) & set(found["val"])
@@ -127,7 +133,8 @@ def killed_at(job, cwd, size, **env):
 
 
 def test_killed_and_continued(hub, undisturbed, tmp_path):
-    """SIGKILL twice, then the same command to its end: the undisturbed run's bins, byte for byte. What came after the state is cut."""
+    """SIGKILL twice, then the same command to its end: the undisturbed run's bins, byte for byte.
+    What came after the state is cut."""
     for size in (2_000, 30_000):
         killed_at(JOB, tmp_path, size, **hub.environment)
     before = tree(tmp_path)
@@ -153,7 +160,8 @@ DAMAGE = {
 
 
 def test_damaged_leftovers(tmp_path, docs):
-    """Whatever is changed in data/NAME.partial, going on is refused in one line and nothing is deleted; --overwrite starts over."""
+    """Whatever is changed in data/NAME.partial, going on is refused in one line and nothing is deleted;
+    --overwrite starts over."""
     job = "text", "a.jsonl", "--name=x", "--tokenizer=bpe:300", "--val_fraction=0.1"
     (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in docs))
     killed_at(job, tmp_path, 20_000)
@@ -211,19 +219,23 @@ def test_network_gone(hub, undisturbed, tmp_path):
 
 
 def test_disk_full(hub, undisturbed, tmp_path):
-    """A write that fails (here: a limit on file sizes) ends in one line and keeps what was saved; with room again it ends alike."""
+    """A write that fails (here: a limit on file sizes) ends in one line and keeps what was saved;
+    with room again it ends alike."""
     limited = f"ulimit -f 24; exec {sys.executable} -c \"$FAST\" \"$@\""  # 24 KiB; bash counts in KiB
     for status, begin in ((2, ["bash", "-c", limited, "bash"]), (0, [sys.executable, "-c", FAST.format(root=str(ROOT))])):
-        done = subprocess.run([*begin, *JOB], cwd=tmp_path, env=os.environ | hub.environment | {"FAST": FAST.format(root=str(ROOT))},
+        done = subprocess.run([*begin, *JOB], cwd=tmp_path,
+                              env=os.environ | hub.environment | {"FAST": FAST.format(root=str(ROOT))},
                               capture_output=True, text=True, timeout=240)
         assert done.returncode == status, done.stderr
         if status:
-            assert "data/x.partial is kept" in last_line(done.stderr) and (tmp_path / "data" / "x.partial" / "state.json").exists()
+            assert ("data/x.partial is kept" in last_line(done.stderr)
+                    and (tmp_path / "data" / "x.partial" / "state.json").exists())
     assert bins(tmp_path / "data" / "x") == bins(undisturbed)
 
 
 def test_short_stream(hub, tmp_path, docs):
-    """More tokens than the stream has: one line says how many there were; --allow_short then keeps them, without reading again."""
+    """More tokens than the stream has: one line says how many there were; --allow_short then keeps them,
+    without reading again."""
     job = "fineweb-edu", "--name=x", "--tokens=1e9", "--val_tokens=1e6", "--tokenizer=unicode"
     line = last_line(go(*job, cwd=tmp_path, status=2, **hub.environment).stderr)
     had = int(re.search(r"the stream ended after ([\d,]+) of 1,000,000,000 train tokens", line)[1].replace(",", ""))
@@ -263,8 +275,9 @@ def test_positions(hub, docs, monkeypatch):
 
 
 @pytest.mark.parametrize("options, says", [
-    ("--mix=cosmopedia", "--mix"), ("--mix=wikipedia=0.2", "--mix"), ("--mix=cosmopedia=1", "--mix"), ("--mix=fineweb-edu=0.5", "--mix"),
-    ("--mix=cosmopedia=0.2 --mix=cosmopedia=0.3", "--mix"), ("--val_tokens=0", "--val_tokens"), ("--val_fraction=0.1", "val_fraction")])
+    ("--mix=cosmopedia", "--mix"), ("--mix=wikipedia=0.2", "--mix"), ("--mix=cosmopedia=1", "--mix"),
+    ("--mix=fineweb-edu=0.5", "--mix"), ("--mix=cosmopedia=0.2 --mix=cosmopedia=0.3", "--mix"),
+    ("--val_tokens=0", "--val_tokens"), ("--val_fraction=0.1", "val_fraction")])
 def test_bad_options(tmp_path, refuse, options, says):
     assert says in refuse(prepare.main, "fineweb-edu", *options.split(), cwd=tmp_path)
 

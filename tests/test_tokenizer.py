@@ -11,7 +11,8 @@ import tiktoken
 import tokenizer
 from tokenizer import END_OF_TEXT, SPLIT_PATTERN, UnicodeTokenizer, from_state, token_bytes, train_bpe, train_unicode
 
-HARD = ["", " ", "\n\n\t x\r\n", "naïve café — 東京 🙂👩‍👩‍👧", "don't I'LL 1234567 x_y", "\0\x7f\ufeff\ufffd", f"a{END_OF_TEXT}b {END_OF_TEXT}"]
+HARD = ["", " ", "\n\n\t x\r\n", "naïve café — 東京 🙂👩‍👩‍👧", "don't I'LL 1234567 x_y", "\0\x7f\ufeff\ufffd",
+        f"a{END_OF_TEXT}b {END_OF_TEXT}"]
 
 
 def is_utf8(raw):
@@ -31,7 +32,8 @@ def test_token_bytes_spell_the_text(tok, docs):
 
 
 def test_every_id_has_its_own_bytes(tok):
-    """token_bytes gives vocab_size distinct byte strings, the separator's literal text last; single bytes that are no UTF-8 too."""
+    """token_bytes gives vocab_size distinct byte strings, the separator's literal text last;
+    single bytes that are no UTF-8 too."""
     spelled = token_bytes(tok)
     assert len(spelled) == len(set(spelled)) == tok.vocab_size
     assert spelled[tok.eot] == END_OF_TEXT.encode() and tok.eot == tok.vocab_size - 1
@@ -40,7 +42,8 @@ def test_every_id_has_its_own_bytes(tok):
 
 
 def test_gpt2_facts(gpt2):
-    """SPEC.md of GPT-2's vocabulary: decoded one by one, 340 tokens collapse, 255 of them onto U+FFFD; 72 and 14 are long; mean 6.38 bytes."""
+    """SPEC.md of GPT-2's vocabulary: decoded one by one, 340 tokens collapse, 255 of them onto U+FFFD;
+    72 and 14 are long; mean 6.38 bytes."""
     spelled = token_bytes(gpt2)
     decoded = Counter(gpt2.decode([i]) for i in range(gpt2.vocab_size))
     assert gpt2.vocab_size == len(set(spelled)) == 50257
@@ -81,7 +84,8 @@ def test_long_gaps_are_cut_where_the_pattern_would(tok, docs, monkeypatch):
     """A million spaces before a word make tiktoken give up; cut gaps give the same ids, which short gaps show."""
     text = "a" + " " * 1_100_000 + "x"
     assert tok.decode(tok.encode(text)) == text
-    texts = [re.sub(" ", lambda _: random.Random(i).choice([" " * 9, "\n" * 7, " \n\t" * 3, "  "]), doc) for i, doc in enumerate(docs[:200])]
+    texts = [re.sub(" ", lambda _: random.Random(i).choice([" " * 9, "\n" * 7, " \n\t" * 3, "  "]), doc)
+             for i, doc in enumerate(docs[:200])]
     wanted = [tok.encoding.encode_ordinary(text) for text in texts]
     monkeypatch.setattr(tokenizer, "LONG_GAP", re.compile(tokenizer.LONG_GAP.pattern.replace("100000", "4")))
     monkeypatch.setattr(tokenizer, "LONG", 4)
@@ -115,14 +119,14 @@ def test_impossible_sizes(docs, size, says):
         train_bpe(docs, size)
 
 
-@pytest.mark.parametrize("state", [{}, None, [], {"name": "x"}, {"name": "x", "tokens": 3}, {"name": "x", "tokens": "###"}, {"name": "x", "tokens": "YQ== Yg=="},
-                                   {"name": "x", "tokens": "YQ== YQ=="}])
+@pytest.mark.parametrize("state", [{}, None, [], {"name": "x"}, {"name": "x", "tokens": 3}, {"name": "x", "tokens": "###"},
+                                   {"name": "x", "tokens": "YQ== Yg=="}, {"name": "x", "tokens": "YQ== YQ=="}])
 def test_what_is_no_tokenizer_is_refused(state):
     with pytest.raises(ValueError):
         from_state(state)
 
 
-# ---- the unicode tokenizer -------------------------------------------------------------------------------------------------------
+# ---- the unicode tokenizer ---------------------------------------------------------------------------------
 
 @pytest.fixture(scope="module")
 def unicode(docs):
@@ -131,7 +135,8 @@ def unicode(docs):
 
 
 def random_texts(count, seed=0):
-    """Texts of random code points: of every plane, private use, the ends of each range, and the letters that merges are made of."""
+    """Texts of random code points: of every plane, private use, the ends of each range,
+    and the letters that merges are made of."""
     rng = random.Random(seed)
     ranges = [(0, 0x7F), (0x80, 0xD7FF), (0xE000, 0xF8FF), (0xF900, 0xFFFF), (0xFFFE, 0xFFFF)]
     ranges += [(plane << 16, plane << 16 | 0xFFFF) for plane in range(1, 17)]
@@ -141,7 +146,8 @@ def random_texts(count, seed=0):
 
 
 def test_unicode_is_lossless(unicode, docs):
-    """Random code points of every plane, and real text, come back; no id is outside the vocabulary, the separator, or a stand-in for many."""
+    """Random code points of every plane, and real text, come back; no id is outside the vocabulary,
+    the separator, or a stand-in for many."""
     for text in [*random_texts(3000), *docs, *HARD, "\uffff", "\ue000\uf8ff\ud7ff\U00010000\U0010ffff"]:
         ids = unicode.encode(text)
         assert all(0 <= i < 0xFFFF for i in ids)
@@ -149,7 +155,8 @@ def test_unicode_is_lossless(unicode, docs):
 
 
 def test_unicode_gives_every_code_point_its_own_id():
-    """Without merges: each of the Basic Multilingual Plane's code points is its own id, and those above are their two surrogates."""
+    """Without merges: each of the Basic Multilingual Plane's code points is its own id,
+    and those above are their two surrogates."""
     plain = UnicodeTokenizer([], [])
     points = [*range(0xD800), *range(0xE000, 0xFFFF)]
     assert plain.encode_batch([chr(c) for c in points], 1) == [[c] for c in points]
@@ -173,7 +180,8 @@ def test_unicode_bytes(unicode):
     """token_bytes is UTF-8; a lone surrogate has its three WTF-8 bytes, a merge the bytes of its characters; all differ."""
     spelled = token_bytes(unicode)
     assert len(spelled) == len(set(spelled)) == unicode.vocab_size == 65536
-    assert spelled[0x41] == b"A" and spelled[0x20AC] == "€".encode() and spelled[0xD83D] == b"\xed\xa0\xbd" and spelled[0xDE42] == b"\xed\xb9\x82"
+    assert (spelled[0x41] == b"A" and spelled[0x20AC] == "€".encode()
+            and spelled[0xD83D] == b"\xed\xa0\xbd" and spelled[0xDE42] == b"\xed\xb9\x82")
     assert spelled[0xE000:0xF900] == [merge.encode() for merge in unicode.merges] and spelled[-1] == END_OF_TEXT.encode()
     assert all(unicode.decode_bytes([i]) == raw for i, raw in enumerate(spelled))
 
@@ -192,7 +200,8 @@ def test_unicode_samples_are_trained_alike_in_any_portions(docs):
     assert "xy" not in train_unicode(["x", "y"] * 5).merges
 
 
-@pytest.mark.parametrize("trigrams, bigrams", [(["ab"], []), ([], ["abc"]), (["abc", "abc"], []), ([], ["a\ue000"]), ([], [chr(i) + "a" for i in range(7000)])])
+@pytest.mark.parametrize("trigrams, bigrams", [(["ab"], []), ([], ["abc"]), (["abc", "abc"], []), ([], ["a\ue000"]),
+                                               ([], [chr(i) + "a" for i in range(7000)])])
 def test_what_are_no_merges_is_refused(trigrams, bigrams):
     with pytest.raises(ValueError, match="merges"):
         UnicodeTokenizer(trigrams, bigrams)

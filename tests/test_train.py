@@ -1,4 +1,5 @@
-"""train.py: real runs on real text, in one process and in two, stopped and continued; bad input through its main, in this process."""
+"""train.py: real runs on real text, in one process and in two, stopped and continued;
+bad input through its main, in this process."""
 import hashlib
 import json
 import math
@@ -18,15 +19,15 @@ from conftest import ARMS, LONG, SHORT, build, command, error_line, records, scr
 from model import load_checkpoint, load_model
 from tokenizer import from_state, token_bytes
 
-TINY = ["--dataset=small", "--n_layer=1", "--n_head=2", "--n_embd=36", "--block_size=32", "--batch_size=4", "--max_steps=2", "--eval_tokens=128",
-        "--gradient_accumulation_steps=1", "--device=cpu", "--dtype=float32"]
+TINY = ["--dataset=small", "--n_layer=1", "--n_head=2", "--n_embd=36", "--block_size=32", "--batch_size=4", "--max_steps=2",
+        "--eval_tokens=128", "--gradient_accumulation_steps=1", "--device=cpu", "--dtype=float32"]
 
 
 def config_of(*argv):
     return train.compose(list(argv))[0]
 
 
-# ---- every arm learns ------------------------------------------------------------------------------------------------------------
+# ---- every arm learns --------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("arm", ARMS)
 def test_every_arm_learns(runs, arm):
@@ -44,7 +45,8 @@ def test_better_than_unigrams(runs, data_dir):
 
 
 def test_equal_seeds_give_every_arm_the_same_batches(runs):
-    """batch_crc, a checksum of the tokens of each step, is the same in all arms at every step, and differs from seed to seed and step to step."""
+    """batch_crc, a checksum of the tokens of each step, is the same in all arms at every step,
+    and differs from seed to seed and step to step."""
     crc = series(runs["kron"], "batch_crc")
     assert sorted(crc) == list(range(1, 61)) and len(set(crc.values())) == 60
     for arm in ARMS:
@@ -53,7 +55,8 @@ def test_equal_seeds_give_every_arm_the_same_batches(runs):
 
 
 def test_two_ranks_train_like_one(runs):
-    """torchrun on two ranks with two micro-batches each: the same batches, validation numbers to 1e-5, and all but the same losses."""
+    """torchrun on two ranks with two micro-batches each: the same batches, validation numbers to 1e-5,
+    and all but the same losses."""
     one, two = runs["kron"], runs["ranks2"]
     assert series(one, "batch_crc") == series(two, "batch_crc")
     assert series(two, "val_loss")[0] == pytest.approx(series(one, "val_loss")[0], abs=1e-5)
@@ -67,12 +70,14 @@ def test_validation_does_not_depend_on_the_batch_size(small_data, monkeypatch, a
     monkeypatch.chdir(small_data)
     data, device = train.Data("small", 32), torch.device("cpu")
     model = build(arm, data.tokenizer)
-    found = [train.validate(model, data, config_of(*TINY, f"--batch_size={n}", "--eval_tokens=256"), 0, 1, device, nullcontext()) for n in (1, 3, 8, 16)]
+    found = [train.validate(model, data, config_of(*TINY, f"--batch_size={n}", "--eval_tokens=256"), 0, 1, device, nullcontext())
+             for n in (1, 3, 8, 16)]
     assert all(pair == pytest.approx(found[0], abs=1e-5) for pair in found)
 
 
 def test_validation_is_what_it_says(runs, data_dir):
-    """val_loss, perplexity and bits per byte, worked out anew from the checkpoint and val.bin: mean nats, and bits over the true bytes."""
+    """val_loss, perplexity and bits per byte, worked out anew from the checkpoint and val.bin:
+    mean nats, and bits over the true bytes."""
     model, tok, checkpoint = load_model(runs["kron"])
     ids = np.fromfile(data_dir / "val.bin", np.uint16).astype(np.int64)
     blocks = (len(ids) - 1) // 64
@@ -93,14 +98,16 @@ def test_bits_per_byte_count_bytes(tmp_path, call, docs):
     (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": text.replace("e", "é")}) + "\n" for text in docs))
     assert call(prepare.main, "text", "a.jsonl", "--name=a", "--tokenizer=bpe:512", "--val_fraction=0.2", cwd=tmp_path) == 0
     data = train.Data("a", 32)
-    nats, bpb = train.validate(build("kron", data.tokenizer), data, config_of(*TINY, "--eval_tokens=1000000"), 0, 1, torch.device("cpu"), nullcontext())
+    nats, bpb = train.validate(build("kron", data.tokenizer), data, config_of(*TINY, "--eval_tokens=1000000"), 0, 1,
+                               torch.device("cpu"), nullcontext())
     ids = np.fromfile("data/a/val.bin", np.uint16)[1:data.blocks("val") * 32 + 1]
     size = len(data.tokenizer.decode_bytes(ids[ids != data.tokenizer.eot].tolist()))
     assert bpb == pytest.approx(nats * len(ids) / math.log(2) / size)
 
 
 def test_what_a_run_leaves(runs):
-    """log.jsonl with a header and each step once, loss.png, and a checkpoint of plain values that alone can encode, decode and continue."""
+    """log.jsonl with a header and each step once, loss.png, and a checkpoint of plain values
+    that alone can encode, decode and continue."""
     for arm in ARMS:
         header, *lines = records(runs[arm])
         assert header["arm"] == arm and header["config"]["seed"] == 1337 and header["params"]["total"] > 0
@@ -120,11 +127,13 @@ def test_what_a_run_leaves(runs):
         assert header["params"]["input"] == load_model(runs[arm])[0].num_params()["input"]
 
 
-# ---- stopped and continued -------------------------------------------------------------------------------------------------------
+# ---- stopped and continued ---------------------------------------------------------------------------------
 
 def test_stopped_runs_continue_bit_for_bit(small_data):
-    """A run that is killed, continued, asked to stop and continued again gives the losses and weights of the run that was not, bit for bit."""
-    argv = ["configs/tiny.py", "configs/affine.py", *SHORT, "--dataset=small", "--max_steps=60", "--eval_interval=20", "--dropout=0.1"]
+    """A run that is killed, continued, asked to stop and continued again gives the losses and weights
+    of the run that was not, bit for bit."""
+    argv = ["configs/tiny.py", "configs/affine.py", *SHORT, "--dataset=small", "--max_steps=60",
+            "--eval_interval=20", "--dropout=0.1"]
 
     def until(name, step, number):
         """Start or continue the run, send it a signal once it has logged `step`; its exit status."""
@@ -151,11 +160,12 @@ def test_stopped_runs_continue_bit_for_bit(small_data):
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-# ---- the rules, one by one -------------------------------------------------------------------------------------------------------
+# ---- the rules, one by one ---------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("blocks", [1, 7, 1000])
 def test_every_block_once_an_epoch(blocks):
-    """Sequences visit every block once an epoch, in another order each epoch and for each seed, however they are cut into batches."""
+    """Sequences visit every block once an epoch, in another order each epoch and for each seed,
+    however they are cut into batches."""
     three = train.sequence_blocks(blocks, 1, 0, 3 * blocks)
     epochs = [three[i * blocks:(i + 1) * blocks] for i in range(3)]
     assert all(sorted(epoch) == list(range(blocks)) for epoch in epochs)
@@ -164,12 +174,14 @@ def test_every_block_once_an_epoch(blocks):
 
 
 def test_blocks_cover_every_token(small_data, monkeypatch):
-    """The blocks' targets are the split's tokens from the second on, in order, each once; the inputs are the tokens before them."""
+    """The blocks' targets are the split's tokens from the second on, in order, each once;
+    the inputs are the tokens before them."""
     monkeypatch.chdir(small_data)
     data, ids = train.Data("small", 32), np.fromfile("data/small/train.bin", np.uint16)
     rows = data.read("train", range(data.blocks("train")))
     assert len(ids) - 32 <= rows[:, 1:].size + 1 <= len(ids)
-    assert np.array_equal(rows[:, 1:].ravel(), ids[1:rows[:, 1:].size + 1]) and np.array_equal(rows[:, :-1].ravel(), ids[:rows[:, 1:].size])
+    assert (np.array_equal(rows[:, 1:].ravel(), ids[1:rows[:, 1:].size + 1])
+            and np.array_equal(rows[:, :-1].ravel(), ids[:rows[:, 1:].size]))
 
 
 def test_learning_rate():
@@ -177,7 +189,8 @@ def test_learning_rate():
     config = config_of("--learning_rate=1.0", "--min_lr=0.1", "--warmup_steps=10", "--max_steps=110")
     rates = [train.learning_rate(step, config) for step in range(111)]
     assert rates[:11] == pytest.approx([(i + 1) / 11 for i in range(11)])
-    assert rates[60] == pytest.approx(0.55) and rates[35] == pytest.approx(0.1 + 0.9 * (2 + 2**0.5) / 4) and rates[110] == pytest.approx(0.1)
+    assert (rates[60] == pytest.approx(0.55) and rates[35] == pytest.approx(0.1 + 0.9 * (2 + 2**0.5) / 4)
+            and rates[110] == pytest.approx(0.1))
     assert all(a > b for a, b in zip(rates[10:], rates[11:]))
 
 
@@ -214,30 +227,37 @@ def test_the_input_has_its_own_learning_rate(bpe):
 def test_configs_compose(tmp_path, monkeypatch):
     """Left to right, then --key=value; config/kron.py finds configs/kron.py; a run is named from what made it."""
     config, arm, flags = train.compose(["config/tiny.py", "config/kron.py", "--seed=2", "--max_steps=1e3", "--learning_rate=1"])
-    assert (config.run, arm, config.seed, config.n_embd, config.code, config.max_steps, config.learning_rate) == ("tiny-kron-s2", "kron", 2, 192, "kron", 1000, 1.0)
+    assert ((config.run, arm, config.seed, config.n_embd, config.code, config.max_steps, config.learning_rate)
+            == ("tiny-kron-s2", "kron", 2, 192, "kron", 1000, 1.0))
     (tmp_path / "mine.py").write_text('"""A comment."""\nn_embd = 96  # half\ncode = "random"\n')
     monkeypatch.chdir(tmp_path)
     config, arm, _ = train.compose(["config/tiny.py", "config/kron.py", "mine.py", "--run=here"])
     assert (config.n_embd, config.code, config.lift, arm, config.run) == (96, "random", "linear", "mine", "here")
-    assert config_of("config/gpt2_124m.py").max_steps == config_of().max_steps and config_of("config/gpt2_124m.py") == config_of("--run=gpt2_124m-s1337")
+    assert (config_of("config/gpt2_124m.py").max_steps == config_of().max_steps
+            and config_of("config/gpt2_124m.py") == config_of("--run=gpt2_124m-s1337"))
 
 
-# ---- bad input -------------------------------------------------------------------------------------------------------------------
+# ---- bad input ---------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("options, says", [
-    ("--learning_rat=1", "unknown key 'learning_rat', did you mean 'learning_rate'"), ("--n_embed=96", "did you mean 'n_embd'"), ("--zzz=1", "unknown key 'zzz'"),
-    ("--max_steps=many", "max_steps='many' is not an int"), ("--max_steps=1.5", "is not an int"), ("--bias=1", "is not a bool"), ("--seed", "--key=value"),
+    ("--learning_rat=1", "unknown key 'learning_rat', did you mean 'learning_rate'"), ("--n_embed=96", "did you mean 'n_embd'"),
+    ("--zzz=1", "unknown key 'zzz'"), ("--max_steps=many", "max_steps='many' is not an int"),
+    ("--max_steps=1.5", "is not an int"), ("--bias=1", "is not a bool"), ("--seed", "--key=value"),
     ("--seed=True", "is not an int"), ("--learning_rate=nan", "is not a float"), ("--learning_rate=1e999", "is not a float"),
-    ("configs/kron.py --tie=True", "tie=True"), ("configs/kron.py --lift=tile", "'kron' takes linear"), ("--n_head=5", "n_embd=36 is not divisible by n_head=5"),
-    ("--code=crown", "code='crown'"), ("--block_size=0", "block_size=0"), ("--block_size=100000000", "a block needs"), ("--max_steps=0", "must be positive"),
-    ("--learning_rate=-1", "must be positive"), ("--seed=-1", "seed=-1"), ("--run=a/b", "plain folder name"), ("--dataset=absent", "data/ has: small"),
-    ("--dtype=float8", "bfloat16, float32"), ("--device=tpu", "cuda, cpu"), ("--embed_lr_mult=2", "no weights of its own"), ("--resume", "no checkpoint"),
-    ("configs/absent.py", "no such config (there are affine, binary"), ("code.py", "only assignments"), ("call.py", "not a config"), ("syntax.py", "not a config"),
-    ("unknown.py", "did you mean 'n_layer'"), ("type.py", "n_layer='two' is not an int")])
+    ("configs/kron.py --tie=True", "tie=True"), ("configs/kron.py --lift=tile", "'kron' takes linear"),
+    ("--n_head=5", "n_embd=36 is not divisible by n_head=5"), ("--code=crown", "code='crown'"),
+    ("--block_size=0", "block_size=0"), ("--block_size=100000000", "a block needs"), ("--max_steps=0", "must be positive"),
+    ("--learning_rate=-1", "must be positive"), ("--seed=-1", "seed=-1"), ("--run=a/b", "plain folder name"),
+    ("--dataset=absent", "data/ has: small"), ("--dtype=float8", "bfloat16, float32"), ("--device=tpu", "cuda, cpu"),
+    ("--embed_lr_mult=2", "no weights of its own"), ("--resume", "no checkpoint"),
+    ("configs/absent.py", "no such config (there are affine, binary"), ("code.py", "only assignments"),
+    ("call.py", "not a config"), ("syntax.py", "not a config"), ("unknown.py", "did you mean 'n_layer'"),
+    ("type.py", "n_layer='two' is not an int")])
 def test_bad_options(small_data, tmp_path, refuse, options, says):
     """A key, value or combination that cannot be meant is one line that says what is near, before anything is written."""
     shutil.copytree(small_data / "data", tmp_path / "data")
-    for name, text in (("code", "import os"), ("call", "n_layer = max(1, 2)"), ("syntax", "n_layer = = 2"), ("unknown", "n_layers = 2"), ("type", "n_layer = 'two'")):
+    for name, text in (("code", "import os"), ("call", "n_layer = max(1, 2)"), ("syntax", "n_layer = = 2"),
+                       ("unknown", "n_layers = 2"), ("type", "n_layer = 'two'")):
         (tmp_path / f"{name}.py").write_text(text + "\n")
     assert says in refuse(train.main, *TINY, *options.split(), cwd=tmp_path)
 
@@ -295,7 +315,8 @@ def damage_tokenizer(folder, meta):
     return "meta.json is damaged"
 
 
-@pytest.mark.parametrize("damage", [f for name, f in sorted(globals().items()) if name.startswith("damage_")], ids=lambda f: f.__name__[7:])
+@pytest.mark.parametrize("damage", [f for name, f in sorted(globals().items()) if name.startswith("damage_")],
+                         ids=lambda f: f.__name__[7:])
 def test_damaged_data(small_data, tmp_path, refuse, damage):
     """Missing or truncated bins, other bytes, ids beyond the vocabulary, a meta.json that is none: one line, no out folder."""
     shutil.copytree(small_data / "data", tmp_path / "data")
