@@ -1,8 +1,8 @@
 """A small dataset Hub on loopback: what the real `datasets` client asks for when it streams parquet files, and faults on demand.
 
-    with Hub({("HuggingFaceFW/fineweb-edu", "sample-10BT"): folder}) as hub:     # folder: *.parquet
+    with Hub({("HuggingFaceFW/fineweb-edu", "sample-10BT"): folder}) as hub:  # folder: *.parquet
         script("prepare.py", "fineweb-edu", ..., **hub.env(home))
-        hub.reads  # [(shard, first byte, last byte), ...] that were answered
+        hub.reads  # [(shard, first byte, last byte, fault), ...] that were asked for
 
 `hub.faults[shard]` is a list of what happens to the next requests for the bytes of that shard, one each: a number is a delay in
 seconds, "busy" an answer 503, "cut" a connection that closes in the midst of it. `hub.down = True` closes every one unanswered.

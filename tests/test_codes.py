@@ -15,7 +15,8 @@ EDGES = sorted({1, 3, 70_000} | {2**k + d for k in range(17) for d in (-1, 0, 1)
 
 
 def definition(raw, P):
-    """z(b) of SPEC.md, word for word, in float64: kappa = (1/sqrt L) vec(sum c_b (x) p_i), z = (kappa - mean) / (std + 1e-6)."""
+    """z(b) of arXiv 2605.29459, word for word, in float64:
+    kappa = (1/sqrt L) vec(sum c_b (x) p_i), z = (kappa - mean) / (std + 1e-6)."""
     raw = raw[:P]
     if not raw:
         return np.zeros(256 * P)

@@ -105,25 +105,20 @@ def test_an_unfinished_run_is_listed_and_left_out(tmp_path, call, capsys):
 
 
 @pytest.mark.parametrize("change, named", [(dict(rate=2e-3), "learning_rate is 0.001"), (dict(crc=8), "step 1 saw other batches"),
-                                           (dict(max_steps=200), "finished"),
                                            (dict(arm="bpe_tied", name="copy"), "same arm and seed")])
 def test_unfair_pairs_are_refused(tmp_path, refuse, change, named):
     """One thing changed in one run of a pair: the first difference is named and nothing is written."""
     made_up_run(tmp_path, "bpe_tied", 1, {0: 8, 100: 4})
     made_up_run(tmp_path, **{"arm": "kron", "seed": 1, "vals": {0: 8, 100: 4}, **change})
-    if named == "finished":  # of two runs with other lengths, the shorter is merely unfinished
-        assert not compare.is_finished(compare.read_run(tmp_path / "out" / "kron-s1"))
-        return
     assert named in refuse(compare.main, "out/bpe_tied-s1", f"out/{change.get('name', 'kron-s1')}",
                            "--out=results/x", cwd=tmp_path)
 
 
-@pytest.mark.parametrize("content, named", [("", "no header"), ("{}\n", "no header"), ("garbage\n", "no header"),
-                                            ('{"config": 1, "arm": 1, "params": 1, "data": 1}\n', "no header")])
-def test_logs_that_are_none_are_refused(tmp_path, refuse, content, named):
+@pytest.mark.parametrize("content", ["", "{}\n", "garbage\n", '{"config": 1, "arm": 1, "params": 1, "data": 1}\n'])
+def test_logs_that_are_none_are_refused(tmp_path, refuse, content):
     (tmp_path / "out" / "x").mkdir(parents=True)
     (tmp_path / "out" / "x" / "log.jsonl").write_text(content)
-    assert named in refuse(compare.main, "out/x", cwd=tmp_path)
+    assert "no header" in refuse(compare.main, "out/x", cwd=tmp_path)
     assert "no log.jsonl" in refuse(compare.main, "out/none", cwd=tmp_path)
 
 

@@ -19,8 +19,8 @@ from dataclasses import asdict
 from model import GPT, GPTConfig
 def field(name): return 1024 * int(re.search(name + r":\\s+(\\d+)", open("/proc/self/status").read())[1])
 def steps(config, vocab_size):
-    model = GPT(GPTConfig(vocab_size=vocab_size, block_size=config.block_size, n_layer=config.n_layer, n_head=config.n_head, \
-n_embd=config.n_embd, tie=False))
+    model = GPT(GPTConfig(vocab_size=vocab_size, block_size=config.block_size, n_layer=config.n_layer, n_head=config.n_head,
+                          n_embd=config.n_embd, tie=False))
     optimizer = train.make_optimizer(model, config)
     ids = torch.randint(vocab_size, (config.batch_size, config.block_size))
     for _ in range(2):
@@ -31,12 +31,12 @@ n_embd=config.n_embd, tie=False))
         optimizer.step()
         optimizer.zero_grad()
     return sum(train.estimate_memory(model, config, config.batch_size).values())
-steps(train.Config(n_layer=1, n_embd=64, n_head=1, block_size=64, batch_size=1, dtype=sys.argv[1], \
-device="cpu", tie=False), 256)  # loads the libraries
+steps(train.Config(n_layer=1, n_embd=64, n_head=1, block_size=64, batch_size=1, dtype=sys.argv[1],
+                   device="cpu", tie=False), 256)  # loads the libraries
 base = field("VmRSS")
 open("/proc/self/clear_refs", "w").write("5")  # resets the peak
-estimate = steps(train.Config(n_layer=8, n_embd=512, n_head=8, block_size=512, batch_size=4, dtype=sys.argv[1], \
-device="cpu", tie=False), 4096)
+estimate = steps(train.Config(n_layer=8, n_embd=512, n_head=8, block_size=512, batch_size=4, dtype=sys.argv[1],
+                              device="cpu", tie=False), 4096)
 print(json.dumps([estimate, field("VmHWM") - base]))
 """
 

@@ -214,7 +214,7 @@ def test_equal_seeds_give_every_arm_the_same_body(bpe):
 @pytest.mark.parametrize("arm, scale", [("bpe_tied", 0.02), ("bpe_untied", 0.02), ("bpe_untied_unit", 1), ("bpe_untied_lr", 1),
                                         ("kron", 1), ("random", 1)])
 def test_scale_of_the_input(bpe, arm, scale):
-    """The arms' inputs start at the scales that SPEC.md gives: 0.02 per coordinate, or about 1."""
+    """The arms' inputs start at the papers' scales: 0.02 per coordinate, or about 1."""
     vectors = build(arm, bpe).transformer.wte(torch.arange(bpe.vocab_size))
     assert vectors.std().item() == pytest.approx(scale, rel=0.05)
 

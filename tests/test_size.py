@@ -235,7 +235,7 @@ def test_disk_full(hub, undisturbed, tmp_path):
 
 def test_short_stream(hub, tmp_path, docs):
     """More tokens than the stream has: one line says how many there were; --allow_short then keeps them,
-    without reading again."""
+    without reading the shards before the last again."""
     job = "fineweb-edu", "--name=x", "--tokens=1e9", "--val_tokens=1e6", "--tokenizer=unicode"
     line = last_line(go(*job, cwd=tmp_path, status=2, **hub.environment).stderr)
     had = int(re.search(r"the stream ended after ([\d,]+) of 1,000,000,000 train tokens", line)[1].replace(",", ""))
@@ -245,7 +245,7 @@ def test_short_stream(hub, tmp_path, docs):
     meta, tok, found = check(tmp_path / "data" / "x")
     assert meta["tokens"]["train"] == had and sorted(found["train"] + found["val"]) == sorted(docs)
     assert (meta["dtype"], tok.name, tok.vocab_size) == ("uint16", "unicode", 65536)
-    assert {name for name, *_ in hub.reads} <= {"f2.parquet"}
+    assert {name for name, *_ in hub.reads} <= {"f2.parquet"}, "shards that were done are read again"
 
 
 def test_local_text_continues_too(tmp_path, docs):

@@ -42,7 +42,7 @@ def test_every_id_has_its_own_bytes(tok):
 
 
 def test_gpt2_facts(gpt2):
-    """SPEC.md of GPT-2's vocabulary: decoded one by one, 340 tokens collapse, 255 of them onto U+FFFD;
+    """Of GPT-2's vocabulary: decoded one by one, 340 tokens collapse, 255 of them onto U+FFFD;
     72 and 14 are long; mean 6.38 bytes."""
     spelled = token_bytes(gpt2)
     decoded = Counter(gpt2.decode([i]) for i in range(gpt2.vocab_size))
