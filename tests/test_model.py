@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from common import InputError
 from conftest import ARMS, build
 from model import GPT, Block, GPTConfig, choose, load_checkpoint, load_model, rotate, save_checkpoint
-from tokenizer import token_bytes
+
 
 
 def small(**options):

@@ -1,12 +1,8 @@
-"""train.py: real runs on real text, in one process and in two, stopped and continued;
-bad input through its main, in this process."""
+"""train.py: real runs on real text, in one process and in two; bad input through its main, in this process."""
 import hashlib
 import json
 import math
 import shutil
-import signal
-import subprocess
-import time
 from contextlib import nullcontext
 
 import numpy as np
@@ -15,8 +11,8 @@ import torch
 
 import prepare
 import train
-from conftest import ARMS, LONG, SHORT, build, command, error_line, records, script, series, tree
-from model import load_checkpoint, load_model
+from conftest import ARMS, LONG, build, error_line, records, script, series, tree
+from model import load_model
 from tokenizer import from_state, token_bytes
 
 TINY = ["--dataset=small", "--n_layer=1", "--n_head=2", "--n_embd=36", "--block_size=32", "--batch_size=4", "--max_steps=2",
@@ -125,39 +121,6 @@ def test_what_a_run_leaves(runs):
         assert ("transformer.wte.A" in saved["model"]) == (arm == "affine")
         assert from_state(saved["tokenizer"]).encode("Return") != []
         assert header["params"]["input"] == load_model(runs[arm])[0].num_params()["input"]
-
-
-# ---- stopped and continued ---------------------------------------------------------------------------------
-
-def test_stopped_runs_continue_bit_for_bit(small_data):
-    """A run that is killed, continued, asked to stop and continued again gives the losses and weights
-    of the run that was not, bit for bit."""
-    argv = ["configs/tiny.py", "configs/affine.py", *SHORT, "--dataset=small", "--max_steps=60",
-            "--eval_interval=20", "--dropout=0.1"]
-
-    def until(name, step, number):
-        """Start or continue the run, send it a signal once it has logged `step`; its exit status."""
-        process = subprocess.Popen(command("train.py", *argv, f"--run={name}"), cwd=small_data, stdout=subprocess.DEVNULL)
-        log = small_data / "out" / name / "log.jsonl"
-        while not log.exists() or f'"step": {step},' not in log.read_text():
-            assert process.poll() is None, "it ended before it could be stopped"
-            time.sleep(0.005)
-        process.send_signal(number)
-        return process.wait(60)
-
-    script("train.py", *argv, "--run=whole", cwd=small_data)
-    assert until("parts", 25, signal.SIGKILL) == -signal.SIGKILL
-    assert load_checkpoint(small_data / "out" / "parts")["step"] == 20
-    assert until("parts", 45, signal.SIGTERM) == 128 + signal.SIGTERM
-    assert 45 <= load_checkpoint(small_data / "out" / "parts")["step"] < 60
-    script("train.py", *argv, "--run=parts", "--resume", cwd=small_data)
-    whole, parts = small_data / "out" / "whole", small_data / "out" / "parts"
-    for key in ("loss", "grad_norm", "lr", "batch_crc", "val_loss", "val_bpb", "input_norm"):
-        assert series(whole, key) == series(parts, key), key
-    steps = [r["step"] for r in records(parts) if "loss" in r]
-    assert steps == list(range(1, 61)) and [r["step"] for r in records(parts) if "val_loss" in r] == [0, 20, 40, 60]
-    one, other = (load_checkpoint(run)["model"] for run in (whole, parts))
-    assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 # ---- the rules, one by one ---------------------------------------------------------------------------------
