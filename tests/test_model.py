@@ -11,7 +11,6 @@ from conftest import ARMS, build
 from model import GPT, Block, GPTConfig, choose, load_checkpoint, load_model, rotate, save_checkpoint
 
 
-
 def small(**options):
     return GPTConfig(**dict(vocab_size=128, block_size=16, n_layer=2, n_head=3, n_embd=48) | options)
 
