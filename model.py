@@ -92,6 +92,8 @@ def rotate(x, cos, sin):
 
 
 class CausalSelfAttention(nn.Module):
+    """Multi-head causal attention, (B, T, d) -> (B, T, d); with a cache, x continues what it holds."""
+
     def __init__(self, config):
         super().__init__()
         self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)
@@ -113,6 +115,8 @@ class CausalSelfAttention(nn.Module):
 
 
 class MLP(nn.Module):
+    """d -> 4d -> GELU -> d, on each position alone."""
+
     def __init__(self, config):
         super().__init__()
         self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd, bias=config.bias)
@@ -125,6 +129,8 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
+    """Pre-norm: x + attention(norm(x)), then x + MLP(norm(x)). (B, T, d) -> (B, T, d)."""
+
     def __init__(self, config):
         super().__init__()
         self.ln_1 = nn.LayerNorm(config.n_embd, bias=config.bias)
