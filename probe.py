@@ -249,6 +249,7 @@ def aggregate(results):
 
 
 def robustness(args):
+    """Does one misspelled word change the prediction? Top-1 kept, KL and cosines, clean against misspelled prompts."""
     if bool(args.runs) == bool(args.published):
         raise InputError("robustness needs runs, or --published=FILE.json, and not both")
     if args.published:
@@ -347,6 +348,7 @@ def print_samples(found):
 
 
 def generation(args):
+    """Is a word of the prompt (normal, misspelled, made up) said again in the continuation, exactly or within one edit?"""
     prompts = read_rows(PROMPTS / "generation.tsv", ["prompt", "normal", "typo", "novel"])
 
     def measure(model, tok, tick):
@@ -447,6 +449,7 @@ def shares(neighbours, word, root, family):
 
 
 def layers(args):
+    """Which tokens are nearest to a word at the input and after the first two blocks: itself, its root, its family?"""
     families = read_families()
     words = [(family, word) for family, (_, members) in families.items() for word in members]
     split = set()  # the words that are several tokens
@@ -664,6 +667,7 @@ def jaccard(a, b):
 
 
 def geometry(args):
+    """Which tokens are nearest in Kronecker space, and which in the input tables of public models?"""
     words, families = [w for w in dict.fromkeys(args.words.split(",")) if w], read_families()
     if not words:
         raise InputError("--words is empty")
@@ -718,6 +722,7 @@ def geometry(args):
 # ---- norms -------------------------------------------------------------------------------------------------
 
 def norms(args):
+    """How far does the mean row norm of the input's weights drift from the first validation to the last?"""
     runs = sorted((read_run(path) for path in args.runs), key=order)
     for r in runs:
         if not r["vals"]:
@@ -755,7 +760,7 @@ def main():
     parser = Parser(description=__doc__)
     probes = parser.add_subparsers(dest="probe", required=True, metavar="robustness|generation|layers|geometry|norms")
     for probe in (robustness, generation, layers, geometry, norms):
-        sub = probes.add_parser(probe.__name__)
+        sub = probes.add_parser(probe.__name__, description=probe.__doc__)
         sub.set_defaults(call=probe)
         sub.add_argument("--out", default=f"results/probe-{probe.__name__}", help="write OUT.md, OUT.json and OUT.png")
         if probe is not geometry:
