@@ -31,11 +31,16 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 import prepare
-import tokenizer as tokenizers
-from codes import KroneckerEmbedding, make_embedding
-from common import InputError, Parser, markdown_table, run, whole_number, write_atomic
-from model import build_model, load_model
-from train import Data, check, compose, describe_machine, make_optimizer, read_config, sequence_blocks, to_device
+from lib import tokenizer
+from codes import KroneckerEmbedding
+from lib.common import InputError, Parser, run, whole_number, write_atomic
+from lib.checkpoint import build_model, load_model
+from lib.config import check, compose, read_config
+from lib.data import Data, sequence_blocks, to_device
+from lib.machine import describe_machine
+from lib.report import markdown_table
+from model import GPTConfig, make_embedding
+from train import make_optimizer
 
 CUDA = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if CUDA else "cpu")
@@ -101,14 +106,14 @@ def codes(args):
     """Forward and backward of every input embedding alone; the output's gradient is given."""
     data = Data(args.dataset, 1024)
     V, d, P, N = data.tokenizer.vocab_size, 768, 16, 8192
-    padded, raw = -(-V // 64) * 64, tokenizers.token_bytes(data.tokenizer)
+    padded, raw = -(-V // 64) * 64, tokenizer.token_bytes(data.tokenizer)
     ids = [x.flatten() for x, _ in batches(data, N // data.block_size)]
     gradient = torch.randn(N, d, device=DEVICE)
     print(f"V = {V:,} ({padded:,} padded), d = {d}, P = {P}, {N:,} tokens of {args.dataset}, "
           f"{statistics.mean(len(i.unique()) for i in ids):,.0f} distinct, float32, {DEVICE}\n")
     modules = {"nn.Embedding": nn.Embedding(padded, d)}
     for code, lift in (("kron", "linear"), ("random", "linear"), ("binary", "tile"), ("affine", "tile")):
-        modules[code] = make_embedding(code, lift, V, padded, d, pos_dim=P, token_bytes=raw)
+        modules[code] = make_embedding(GPTConfig(vocab_size=V, n_embd=d, pos_dim=P, code=code, lift=lift, head="table"), raw)
     try:
         from kronecker_embeddings import KroneckerEmbedding as Published
     except ImportError:

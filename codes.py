@@ -1,22 +1,73 @@
 """Fixed token codes and their lifts: input embedding = lift(code(token id)).
 
-    arm      code of token t                                           lift to model width d            trained parameters
-    binary   the K = ceil(log2 V) bits of t                            tile: [c, c, ...] cut to d       0
-    affine   A x + b over GF(2), x = those bits                        tile                             0
-    kron     z = standardised sum of one-hot(byte_i) (x) one-hot(i)    linear: z W, W is D x d          D*d, D = 256 P
-    random   kron's code, its rows drawn by a hash instead             linear                           D*d
+    code     what it is of token t                            lift to width d          trained
+    learned  a table's row, E[t]                              none                     V*d
+    binary   the K = ceil(log2 V) bits of t                   tile: [c, c, ...] cut    0
+    affine   A x + b over GF(2), x = those bits               tile                     0
+    kron     z = standardised sum_i of byte_i (x) position i  linear: z W              256 P d
 
-binary and affine: A. Bochkov, arXiv 2605.09751. kron: R. Shravan, arXiv 2605.29459. random is this project's control. Every
-code has two forms that give the same vectors: a `table` of V codes that is looked up, and `on_the_fly`, computed from the ids
-with no table. To add an arm, write a class like the ones below and name it in `make_embedding`.
+binary and affine: A. Bochkov, arXiv 2605.09751. kron: R. Shravan, arXiv 2605.29459. rivals.py has
+the other answers to the same question.
+
+To add an arm, write a class like these (`forward(ids)`, `reset_parameters` if something is trained)
+and name it in `CODES`. Its constructor takes by name what it needs of `make_embedding`'s options.
 """
+import hashlib
+import math
+
 import numpy as np
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
 
-# ---- binary and affine codes -------------------------------------------------------------------------------
+def draw(seed, name, shape):
+    """A generator that is a pure function of (seed, parameter's name, its shape): the order in
+    which parameters are drawn does not matter, so all arms share one transformer body."""
+    key = hashlib.sha256(f"{seed} {name} {tuple(shape)}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(key[:8], "little", signed=True))
+
+
+class LearnedEmbedding(nn.Embedding):
+    """e(t) = E[t], E ~ N(0, std): the table that the others replace. ids (...) -> (..., d)."""
+    lifts, reads_bytes, natural_std = ("none",), False, 0.02
+
+    def __init__(self, num_embeddings, embedding_dim, std=None):
+        self.std = std or self.natural_std
+        super().__init__(num_embeddings, embedding_dim)
+
+    @torch.no_grad()
+    def reset_parameters(self, seed=0, name=""):
+        """Draw the initial values: a pure function of (seed, name, shape)."""
+        shape = self.weight.shape
+        self.weight.normal_(0, self.std, generator=draw(seed, f"{name}weight", shape))
+
+    def params_in_use(self, vocab_size):
+        """Trained parameters in rows that a vocabulary token touches."""
+        return vocab_size * self.embedding_dim
+
+
+class FixedCode(nn.Module):
+    """What the fixed codes share: two forms that give the same vectors, ids (...) -> (..., d).
+
+    `on_the_fly` computes from the ids with no table; `table` looks up all codes, V x D.
+    A subclass has `code(ids)`, (n,) -> (n, D); `lift(code)`, (..., D) -> (..., d); and
+    `embed(ids)`, the same without the dense code.
+    """
+    reads_bytes = False  # whether it knows a token by its bytes, and so has `set_bytes`
+
+    def set_form(self, form):
+        """Build the table if `form` is "table", once all that `code` needs is there."""
+        codes = self.code(torch.arange(self.num_embeddings)) if form == "table" else None
+        self.register_buffer("table", codes, persistent=False)
+
+    def forward(self, ids):
+        if self.table is None:
+            return self.embed(ids)
+        return self.lift(F.embedding(ids, self.table))
+
+
+# ---- binary and affine codes -------------------------------------------------------------------
 
 def code_bits(vocab_size):
     """K = ceil(log2 V), at least 1: how many bits tell `vocab_size` ids apart."""
@@ -24,8 +75,11 @@ def code_bits(vocab_size):
 
 
 def binary_code(ids, bits):
-    """The `bits` lowest bits of each id, least significant first, as 0.0 and 1.0. (...) int -> (..., K) float. 2605.09751."""
-    return (ids.unsqueeze(-1) >> torch.arange(bits, device=ids.device) & 1).float()
+    """The `bits` lowest bits of each id, least significant first, as 0.0 and 1.0. 2605.09751.
+
+    (...) int -> (..., K) float.
+    """
+    return ((ids.unsqueeze(-1) >> torch.arange(bits, device=ids.device)) & 1).float()
 
 
 def ids_of(code):
@@ -34,20 +88,27 @@ def ids_of(code):
 
 
 def affine_code(code, A, b):
-    """A c + b over GF(2), a bijection of {0, 1}^K if A is invertible. (..., K) float, (K, K), (K,) -> (..., K) float. 2605.09751.
+    """A c + b over GF(2), a bijection of {0, 1}^K if A is invertible. 2605.09751.
 
-    Integers up to K are exact in every float format in use, so a matrix product and a remainder are arithmetic over GF(2).
+    (..., K) float, (K, K), (K,) -> (..., K) float. Integers up to K are exact in every float format
+    in use, so a matrix product and a remainder are arithmetic over GF(2).
     """
     return (code @ A.to(code.dtype).T + b).to(code.dtype) % 2
 
 
 def affine_decode(code, A, b):
-    """The x with `affine_code(x, A, b) == code`: A^-1 (c + b). Same shapes. ValueError if A is not invertible."""
+    """The x with `affine_code(x, A, b) == code`: A^-1 (c + b). Same shapes.
+
+    ValueError if A is not invertible.
+    """
     return affine_code((code + b) % 2, gf2_inverse(A), torch.zeros_like(b))
 
 
 def gf2_inverse(A):
-    """Inverse of a (K, K) matrix of 0 and 1 over GF(2), by Gauss-Jordan elimination. ValueError if there is none."""
+    """Inverse of a (K, K) matrix of 0 and 1 over GF(2), by Gauss-Jordan elimination.
+
+    ValueError if there is none.
+    """
     K = len(A)
     M = torch.cat([A.bool(), torch.eye(K, dtype=torch.bool, device=A.device)], dim=1)
     for j in range(K):
@@ -63,11 +124,13 @@ def gf2_inverse(A):
 
 
 def draw_affine(bits, seed):
-    """A uniform over GL(K, 2) and b uniform over GF(2)^K: ((K, K), (K,)) uint8, a pure function of (bits, seed).
+    """A uniform over GL(K, 2) and b uniform over GF(2)^K: ((K, K), (K,)) uint8, a pure function of
+    (bits, seed).
 
-    Uniform matrices are drawn until one is invertible, so all invertible ones are equally likely; about 29 % of draws are.
+    Uniform matrices are drawn until one is invertible, so all invertible ones are equally likely;
+    about 29 % of draws are.
     """
-    rng = np.random.RandomState(seed)  # its stream is frozen: the same in every numpy version
+    rng = np.random.RandomState(seed)  # its stream is frozen: equal in every numpy version
     b = torch.from_numpy(rng.randint(0, 2, bits).astype(np.uint8))
     while True:
         A = torch.from_numpy(rng.randint(0, 2, (bits, bits)).astype(np.uint8))
@@ -83,46 +146,79 @@ def tile(code, width):
     return code.repeat(*[1] * (code.dim() - 1), -(-width // code.size(-1)))[..., :width]
 
 
-class BinaryEmbedding(nn.Module):
-    """e(t) = lift(c(t)), c(t) the K bits of t: no trained parameter with lift `tile`, K*d with `linear`.
-    ids (...) -> (..., d)."""
+class BinaryEmbedding(FixedCode):
+    """e(t) = lift(c(t)), c(t) the K bits of t as 0 and 1. Trained: nothing with lift `tile`, K*d
+    with `linear`. Natural scale: what 0/1 gives, about sqrt(1/2); `std` scales bits or W to it."""
+    lifts = ("tile", "linear")
 
-    def __init__(self, vocab_size, bits, width, lift="tile", form="on_the_fly"):
+    def __init__(self, num_embeddings, embedding_dim, vocab_size, lift="tile", form="on_the_fly",
+                 std=None):
         super().__init__()
-        self.bits, self.width, self.init_std = bits, width, bits**-0.5
-        self.weight = nn.Parameter(torch.empty(bits, width)) if lift == "linear" else None
-        self.register_buffer("table", self.code(torch.arange(vocab_size)) if form == "table" else None, persistent=False)
+        self.num_embeddings, self.embedding_dim = num_embeddings, embedding_dim
+        self.bits = self.code_width = code_bits(vocab_size)
+        self.prepare()
+        self.weight = None
+        if lift == "linear":
+            self.weight = nn.Parameter(torch.empty(self.bits, embedding_dim))
+        codes = self.code(torch.arange(vocab_size, device="cpu"))
+        codes = tile(codes, embedding_dim) if lift == "tile" else codes
+        self.natural_std = codes.square().mean().sqrt().item()
+        self.std = std or self.natural_std
+        self.scale = self.std / self.natural_std
+        self.set_form(form)
+        self.reset_parameters()
+
+    def prepare(self):
+        """What `code` needs besides the bits: nothing."""
+
+    @torch.no_grad()
+    def reset_parameters(self, seed=0, name=""):
+        """Draw the initial values: a pure function of (seed, name, shape)."""
+        if self.weight is not None:
+            generator = draw(seed, f"{name}weight", self.weight.shape)
+            self.weight.normal_(0, self.scale * self.bits**-0.5, generator=generator)
 
     def code(self, ids):
         return binary_code(ids, self.bits)
 
-    def forward(self, ids):
-        code = self.code(ids) if self.table is None else F.embedding(ids, self.table)  # (..., K)
-        return tile(code, self.width) if self.weight is None else code @ self.weight
+    def lift(self, code):
+        if self.weight is not None:
+            return code @ self.weight
+        tiled = tile(code, self.embedding_dim)
+        return tiled if self.scale == 1 else self.scale * tiled
+
+    def embed(self, ids):
+        return self.lift(self.code(ids))
+
+    def params_in_use(self, vocab_size):
+        """Every row of W belongs to a bit that some token has."""
+        return 0 if self.weight is None else self.weight.numel()
 
 
 class AffineEmbedding(BinaryEmbedding):
-    """e(t) = lift(A c(t) + b over GF(2)); A and b are drawn by `seed` and live in the checkpoint. ids (...) -> (..., d)."""
+    """e(t) = lift(A c(t) + b over GF(2)); A and b, drawn by `seed`, live in the checkpoint."""
 
-    def __init__(self, vocab_size, bits, width, lift="tile", form="on_the_fly", seed=0):
-        super().__init__(vocab_size, bits, width, lift)
-        A, b = draw_affine(bits, seed)
+    def __init__(self, num_embeddings, embedding_dim, vocab_size, lift="tile", form="on_the_fly",
+                 std=None, seed=0):
+        self.seed = seed
+        super().__init__(num_embeddings, embedding_dim, vocab_size, lift, form, std)
+
+    def prepare(self):
+        A, b = draw_affine(self.bits, self.seed)
         self.register_buffer("A", A)
         self.register_buffer("b", b)
-        if form == "table":
-            self.table = self.code(torch.arange(vocab_size))
 
     def code(self, ids):
         return affine_code(super().code(ids), self.A, self.b)
 
 
-# ---- Kronecker codes ---------------------------------------------------------------------------------------
+# ---- Kronecker codes ---------------------------------------------------------------------------
 
-def pack_bytes(token_bytes, vocab_size, pos_dim):
-    """Byte strings -> ((V, P) uint8 of their first P bytes, (V,) uint8 of L = how many those are);
-    ids past the list have L = 0."""
-    packed = np.zeros((vocab_size, pos_dim), np.uint8)
-    length = np.zeros(vocab_size, np.uint8)
+def pack_bytes(token_bytes, count, pos_dim):
+    """Byte strings -> ((count, P) uint8 of their first P bytes, (count,) uint8 of L = how many
+    those are); ids past the list have L = 0."""
+    packed = np.zeros((count, pos_dim), np.uint8)
+    length = np.zeros(count, np.uint8)
     for i, raw in enumerate(token_bytes):
         raw = raw[:pos_dim]
         packed[i, :len(raw)] = np.frombuffer(raw, np.uint8)
@@ -131,10 +227,12 @@ def pack_bytes(token_bytes, vocab_size, pos_dim):
 
 
 def kron_levels(pos_dim):
-    """The two values that z takes for a token of L bytes. Returns (scale, shift), (P + 1,) float32 each, indexed by L.
+    """The two values that z takes for a token of L bytes: (scale, shift), (P + 1,) float32 each,
+    indexed by L.
 
-    kappa is s = 1/sqrt(L) in L of its D = 256 P entries and 0 elsewhere, so z = (kappa - mean) / (std + 1e-6), std unbiased, is
-    scale[L] + shift[L] there and shift[L] elsewhere. L = 0 gives the zero vector. 2605.29459, worked out.
+    kappa is s = 1/sqrt(L) in L of its D = 256 P entries and 0 elsewhere, so z = (kappa - mean) /
+    (std + 1e-6), std unbiased, is scale[L] + shift[L] there and shift[L] elsewhere. L = 0 gives the
+    zero vector. 2605.29459, worked out.
     """
     D = 256 * pos_dim
     L = torch.arange(1, pos_dim + 1, dtype=torch.float64)
@@ -144,26 +242,42 @@ def kron_levels(pos_dim):
     return tuple(F.pad(x / std, (1, 0)).float() for x in (s, -mean))
 
 
-class KroneckerEmbedding(nn.Module):
-    """e(t) = z(bytes(t)) W. Holds V*(P+1) bytes of buffer and W (D x d). ids (...) -> (..., d). See `set_bytes` for free slots.
+class KroneckerEmbedding(FixedCode):
+    """e(t) = z(bytes(t)) W: V*(P+1) bytes of buffer, and W (D x d) ~ N(0, 1/sqrt(D)), so that
+    rms(e) starts at 1. ids (...) -> (..., d). `set_bytes` fills a free slot.
 
     Because z takes two values, the dense code never has to exist: with row(i) = byte_i * P + i,
         e(t) = scale[L] * sum_i W[row(i)] + shift[L] * sum_j W[j],
-    a bag of at most P rows of W plus a rank-one term. A batch repeats tokens, so each distinct id is summed once.
+    a bag of at most P rows of W plus a rank-one term. A batch repeats tokens, so each distinct id
+    is summed once.
     """
+    lifts, reads_bytes, natural_std = ("linear",), True, 1.0
 
-    def __init__(self, vocab_size, width, token_bytes, pos_dim=16, form="on_the_fly"):
+    def __init__(self, num_embeddings, embedding_dim, token_bytes, pos_dim=16, form="on_the_fly",
+                 std=None):
         super().__init__()
-        self.pos_dim, self.init_std = pos_dim, (256 * pos_dim)**-0.5
-        self.weight = nn.Parameter(torch.empty(256 * pos_dim, width))
+        self.num_embeddings, self.embedding_dim = num_embeddings, embedding_dim
+        self.pos_dim, self.std = pos_dim, std or self.natural_std
+        self.code_width = 256 * pos_dim
+        self.weight = nn.Parameter(torch.empty(self.code_width, embedding_dim))
         scale, shift = kron_levels(pos_dim)
-        bytes_, length = pack_bytes(token_bytes, vocab_size, pos_dim)
-        for name, value in dict(bytes=bytes_, length=length, scale=scale, shift=shift).items():
-            self.register_buffer(name, value, persistent=False)  # all of it follows from the tokenizer
-        self.register_buffer("table", self.code(torch.arange(vocab_size)) if form == "table" else None, persistent=False)
+        packed, length = pack_bytes(token_bytes, num_embeddings, pos_dim)
+        buffers = {"bytes": packed, "length": length, "scale": scale, "shift": shift}
+        for name, value in buffers.items():
+            self.register_buffer(name, value, persistent=False)  # it follows from the tokenizer
+        self.set_form(form)
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self, seed=0, name=""):
+        """Draw the initial values: a pure function of (seed, name, shape)."""
+        shape = self.weight.shape
+        self.weight.normal_(0, self.std * len(self.weight)**-0.5,
+                            generator=draw(seed, f"{name}weight", shape))
 
     def set_bytes(self, id, raw):
-        """Give one id other bytes, as for a forced out-of-vocabulary word in a free (padding) slot."""
+        """Give one id other bytes, as for a forced out-of-vocabulary word in a free (padding)
+        slot."""
         ids = torch.tensor([id], device=self.bytes.device)
         packed, length = pack_bytes([raw], 1, self.pos_dim)
         self.bytes[ids], self.length[ids] = packed.to(ids.device), length.to(ids.device)
@@ -171,7 +285,8 @@ class KroneckerEmbedding(nn.Module):
             self.table[ids] = self.code(ids)
 
     def rows(self, ids):
-        """Which rows of W each id sums: (n,) -> (n, P) int64; those from column L on do not count."""
+        """Which rows of W each id sums: (n,) -> (n, P) int64; those from column L on do not
+        count."""
         return self.bytes[ids].long() * self.pos_dim + torch.arange(self.pos_dim, device=ids.device)
 
     def present(self, ids):
@@ -185,71 +300,43 @@ class KroneckerEmbedding(nn.Module):
         L = self.length[ids].long().unsqueeze(-1)
         return self.scale[L] * kappa + self.shift[L]
 
+    def lift(self, code):
+        return code @ self.weight
+
     def sum_rows(self, ids):
-        """sum_i W[row(i)], (n,) -> (n, d). The same sum twice: a CPU wants ragged bags,
-        a compiler wants shapes that stand still."""
+        """sum_i W[row(i)], (n,) -> (n, d). The same sum twice: a CPU wants ragged bags, a compiler
+        wants shapes that stand still."""
         rows, present = self.rows(ids), self.present(ids)
         if torch.compiler.is_compiling():
-            return (self.weight[rows] * present.unsqueeze(-1)).sum(-2)  # fused: the (n, P, d) product is never in memory
+            # fused: the (n, P, d) product is never in memory
+            return (self.weight[rows] * present.unsqueeze(-1)).sum(-2)
         length = self.length[ids].long()
-        return F.embedding_bag(rows[present], self.weight, length.cumsum(0) - length, mode="sum")
+        starts = length.cumsum(0) - length
+        return F.embedding_bag(rows[present], self.weight, starts, mode="sum")
 
-    def forward(self, ids):
-        if self.table is not None:
-            return F.embedding(ids, self.table) @ self.weight
-        flat = ids.flatten()
-        if not torch.compiler.is_compiling():
-            flat, inverse = flat.unique(return_inverse=True)
-        L = self.length[flat].long().unsqueeze(-1)
-        e = self.scale[L] * self.sum_rows(flat) + self.shift[L] * self.weight.sum(0)  # (n, d)
-        if not torch.compiler.is_compiling():
-            e = F.embedding(inverse, e)
-        return e.view(*ids.shape, -1)
+    def vectors(self, ids):
+        """e(t) of each id, summed anew for each: (n,) -> (n, d)."""
+        L = self.length[ids].long().unsqueeze(-1)
+        return self.scale[L] * self.sum_rows(ids) + self.shift[L] * self.weight.sum(0)
 
+    def embed(self, ids):
+        return once_per_id(self.vectors, ids)
 
-class RandomEmbedding(KroneckerEmbedding):
-    """kron in everything but which rows: the i-th row of token t is hash(seed, t, i) mod D, so spelling is worth nothing."""
-
-    def __init__(self, *args, seed=0, **kwargs):
-        self.seed = seed
-        super().__init__(*args, **kwargs)
-
-    def rows(self, ids):
-        i = torch.arange(self.pos_dim, device=ids.device)
-        return hash32(hash32(hash32(torch.full_like(ids, self.seed)) + ids).unsqueeze(-1) + i) % len(self.weight)
+    def params_in_use(self, vocab_size):
+        """Trained parameters in rows of W that a vocabulary token sums."""
+        ids = torch.arange(vocab_size, device=self.length.device)
+        return len(self.rows(ids)[self.present(ids)].unique()) * self.embedding_dim
 
 
-def hash32(x):
-    """A well-mixed 32-bit hash of int64 (Wellons' lowbias32), the same on every device.
-    (...) int64 -> (...) int64 in [0, 2^32)."""
-    x = x & 0xFFFFFFFF
-    x = (x ^ x >> 16) * 0x7FEB352D & 0xFFFFFFFF
-    x = (x ^ x >> 15) * 0x846CA68B & 0xFFFFFFFF
-    return x ^ x >> 16
+def once_per_id(vectors, ids):
+    """`vectors`, a function (n,) -> (n, d), of ids (...), worked out once for each distinct id:
+    (..., d). Compiled, shapes must stand still, and each id is worked out where it stands."""
+    if torch.compiler.is_compiling():
+        return vectors(ids.flatten()).view(*ids.shape, -1)
+    distinct, where = ids.flatten().unique(return_inverse=True)
+    return F.embedding(where, vectors(distinct)).view(*ids.shape, -1)
 
 
-# ---- one place where an arm's name becomes a module --------------------------------------------------------
-
-LIFTS = {"learned": ("none",), "binary": ("tile", "linear"), "affine": ("tile", "linear"),
-         "kron": ("linear",), "random": ("linear",)}
-
-
-def make_embedding(code, lift, vocab_size, padded_size, width, *, form="on_the_fly", pos_dim=16, token_bytes=None, seed=0):
-    """The input embedding of an arm: a module, ids (...) -> (..., width).
-
-    code, lift: a pair that `LIFTS` allows (else ValueError); form: on_the_fly or table; vocab_size: ids that text can have,
-    which sets K; padded_size: ids that the module accepts (kron has the free slot `vocab_size` in any case); token_bytes: for
-    kron and random, from `tokenizer.token_bytes`.
-    """
-    if lift not in LIFTS.get(code, ()):
-        pairs = ", ".join(f"{c} {l}" for c in LIFTS for l in LIFTS[c])
-        raise ValueError(f"code '{code}' with lift '{lift}': the pairs are {pairs}")
-    if code == "learned":
-        return nn.Embedding(padded_size, width)
-    if code == "binary":
-        return BinaryEmbedding(padded_size, code_bits(vocab_size), width, lift, form)
-    if code == "affine":
-        return AffineEmbedding(padded_size, code_bits(vocab_size), width, lift, form, seed)
-    if code == "kron":
-        return KroneckerEmbedding(max(padded_size, vocab_size + 1), width, token_bytes, pos_dim, form)
-    return RandomEmbedding(padded_size, width, token_bytes, pos_dim, form, seed=seed)
+# name: class. rivals.py has more.
+CODES = {"learned": LearnedEmbedding, "binary": BinaryEmbedding, "affine": AffineEmbedding,
+         "kron": KroneckerEmbedding}

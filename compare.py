@@ -20,7 +20,10 @@ from pathlib import Path
 
 import numpy as np
 
-from common import ARM_KEYS, InputError, Parser, markdown_table, read_log, run, write_atomic
+from lib.common import InputError, Parser, run
+from lib.report import (bracket, draw_curves, is_finished, markdown_table, panels, pm, read_run,
+                        refuse_folder, refuse_unmatched, save_results)
+from lib.stats import summary
 
 # One change at a time, from the baseline to kron: what differs between the two arms of each pair.
 CONTRASTS = [("bytes", "kron", "random"), ("untying", "bpe_untied", "bpe_tied"), ("input scale", "bpe_untied_unit", "bpe_untied"),

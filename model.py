@@ -1,27 +1,25 @@
 """A GPT whose only knob of interest is the input embedding.
 
-    from model import GPT, GPTConfig, load_model
-    model = GPT(GPTConfig(vocab_size=50257, code="kron", lift="linear", tie=False), token_bytes)
+    from model import GPT, GPTConfig
+    model = GPT(GPTConfig(vocab_size=50257, code="kron", lift="linear", head="table"), token_bytes)
     logits, loss = model(ids), model(ids, targets)
-    model, tokenizer, checkpoint = load_model("out/tiny-kron-s1")
 
-Architecture and parameter names are nanoGPT's: a nanoGPT state dict of the same shape loads
-into a `learned` model with strict=True.
+Architecture and parameter names are nanoGPT's: a nanoGPT state dict of the same shape loads into a
+`learned` model with strict=True.
 """
-import hashlib
+import inspect
 import math
-import os
-import pickle
-import warnings
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-import tokenizer as tokenizers
-from codes import LIFTS, make_embedding
-from common import InputError, write_atomic
+from codes import CODES as PAPERS
+from codes import draw
+from rivals import RIVALS
+
+CODES = PAPERS | RIVALS
 
 
 @dataclass
@@ -35,17 +33,18 @@ class GPTConfig:
     dropout: float = 0.0
     bias: bool = False
     positions: str = "learned"        # learned or rotary
-    code: str = "learned"             # learned, binary, affine, kron or random
-    lift: str = "none"                # none (learned), tile or linear (binary, affine), linear (kron, random)
+    code: str = "learned"             # a name in CODES
+    lift: str = "none"                # one of the lifts that the code's class has
+    head: str = "tied"                # table: V x d of its own; tied: its rows are the input's
     code_form: str = "on_the_fly"     # on_the_fly or table: the same vectors
-    pos_dim: int = 16                 # P: how many bytes of a token kron and random see
-    tie: bool = True                  # the head is the input table (learned only)
-    embed_std: float = 0.02           # of the learned table's initial values
+    pos_dim: int = 16                 # P: how many bytes of a token kron and its kin see
+    embed_std: float = 0.0            # rms of e per coordinate at the start; 0: the arm's natural
     seed: int = 1337
 
     @property
     def padded_size(self):
-        """The vocabulary rounded up to a multiple of 64, which matrix units like: 50,257 becomes 50,304."""
+        """The vocabulary rounded up to a multiple of 64, which matrix units like: 50,257 becomes
+        50,304."""
         return -(-self.vocab_size // 64) * 64
 
     def check(self):
@@ -53,46 +52,74 @@ class GPTConfig:
         for key in ("vocab_size", "block_size", "n_layer", "n_head", "n_embd", "pos_dim"):
             if getattr(self, key) < 1:
                 raise ValueError(f"{key}={getattr(self, key)}: must be at least 1")
-        for key, known in (("code", tuple(LIFTS)), ("positions", ("learned", "rotary")), ("code_form", ("on_the_fly", "table"))):
-            if getattr(self, key) not in known:
-                raise ValueError(f"{key}='{getattr(self, key)}': must be one of {', '.join(known)}")
-        if self.lift not in LIFTS[self.code]:
-            raise ValueError(f"lift='{self.lift}': code '{self.code}' takes {' or '.join(LIFTS[self.code])}")
-        if self.tie and self.code != "learned":
-            raise ValueError(f"tie=True: code '{self.code}' has no table that the head could share; set tie=False")
+        known = {"code": CODES, "positions": ("learned", "rotary"), "head": ("table", "tied"),
+                 "code_form": ("on_the_fly", "table")}
+        for key, values in known.items():
+            if getattr(self, key) not in values:
+                raise ValueError(f"{key}='{getattr(self, key)}': must be one of "
+                                 f"{', '.join(values)}")
+        lifts = CODES[self.code].lifts
+        if self.lift not in lifts:
+            raise ValueError(f"lift='{self.lift}': code '{self.code}' takes {' or '.join(lifts)}")
+        if self.head == "tied" and self.code != "learned":
+            raise ValueError(f"head='tied': code '{self.code}' has no table that the head could "
+                             "share; set head='table'")
         if self.n_embd % self.n_head:
             raise ValueError(f"n_embd={self.n_embd} is not divisible by n_head={self.n_head}")
         if self.positions == "rotary" and self.n_embd // self.n_head % 2:
-            raise ValueError(f"positions='rotary' needs an even head width, n_embd / n_head = {self.n_embd // self.n_head}")
+            raise ValueError("positions='rotary' needs an even head width, n_embd / n_head = "
+                             f"{self.n_embd // self.n_head}")
         if self.pos_dim > 255:
             raise ValueError(f"pos_dim={self.pos_dim}: at most 255, lengths are stored in a byte")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout={self.dropout}: must be in [0, 1)")
 
 
+def make_embedding(config, token_bytes):
+    """The input embedding of a config: a module, ids (...) -> (..., n_embd).
+
+    The class that CODES names gets those options that its constructor asks for by name. One that
+    reads bytes has at least one free slot past the vocabulary.
+    """
+    kind = CODES[config.code]
+    free_slot = 1 if kind.reads_bytes else 0
+    options = asdict(config) | {
+        "num_embeddings": max(config.padded_size, config.vocab_size + free_slot),
+        "embedding_dim": config.n_embd, "token_bytes": token_bytes, "form": config.code_form,
+        "std": config.embed_std or None}
+    wanted = inspect.signature(kind).parameters
+    return kind(**{name: value for name, value in options.items() if name in wanted})
+
+
 class KVCache:
-    """Keys and values of the positions seen so far, for every layer; filled by one prompt, then one token at a time."""
+    """Keys and values of the positions seen so far, for every layer; filled by one prompt, then one
+    token at a time."""
 
     def __init__(self, config, batch_size, device, dtype):
-        shape = (config.n_layer, batch_size, config.n_head, config.block_size, config.n_embd // config.n_head)
-        self.k, self.v = torch.empty(shape, device=device, dtype=dtype), torch.empty(shape, device=device, dtype=dtype)
+        shape = (config.n_layer, batch_size, config.n_head, config.block_size,
+                 config.n_embd // config.n_head)
+        self.k = torch.empty(shape, device=device, dtype=dtype)
+        self.v = torch.empty(shape, device=device, dtype=dtype)
         self.length = 0  # positions filled; advanced by the model once all layers have written
 
     def update(self, layer, k, v):
         """Store k, v (B, n_head, T, head width) after what is there; returns all of it so far."""
         end = self.length + k.size(2)
-        self.k[layer, :, :, self.length:end], self.v[layer, :, :, self.length:end] = k, v
+        self.k[layer, :, :, self.length:end] = k
+        self.v[layer, :, :, self.length:end] = v
         return self.k[layer, :, :, :end], self.v[layer, :, :, :end]
 
 
 def rotate(x, cos, sin):
-    """Rotary positions: turn each pair (x_i, x_{i + half}) by its position's angle. x (B, H, T, w), cos and sin (T, w/2)."""
+    """Rotary positions: turn each pair (x_i, x_{i + half}) by its position's angle.
+    x (B, H, T, w), cos and sin (T, w/2)."""
     a, b = x.float().chunk(2, dim=-1)
     return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).type_as(x)
 
 
 class CausalSelfAttention(nn.Module):
-    """Multi-head causal attention, (B, T, d) -> (B, T, d); with a cache, x continues what it holds."""
+    """Multi-head causal attention, (B, T, d) -> (B, T, d); with a cache, x continues what it
+    holds."""
 
     def __init__(self, config):
         super().__init__()
@@ -110,7 +137,8 @@ class CausalSelfAttention(nn.Module):
         if cache is not None:
             k, v = cache.update(layer, k, v)
         # a prompt attends causally; a single token after it attends to all that is cached
-        y = F.scaled_dot_product_attention(q, k, v, dropout_p=self.dropout if self.training else 0.0, is_causal=T > 1)
+        dropout = self.dropout if self.training else 0.0
+        y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=T > 1)
         return self.resid_dropout(self.c_proj(y.transpose(1, 2).reshape(B, T, d)))
 
 
@@ -144,9 +172,10 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    """ids (B, T), T <= block_size -> logits (B, T, padded vocabulary), or with targets the mean cross-entropy in nats.
+    """ids (B, T), T <= block_size -> logits (B, T, rows of the head), or with targets the mean
+    cross-entropy in nats.
 
-    token_bytes: the bytes of every id (`tokenizer.token_bytes`), needed by kron and random.
+    token_bytes: the bytes of every id (`lib.tokenizer.token_bytes`), for codes that read them.
     ValueError if the config allows no model.
     """
 
@@ -155,8 +184,7 @@ class GPT(nn.Module):
         config.check()
         self.config = config
         self.transformer = nn.ModuleDict(dict(
-            wte=make_embedding(config.code, config.lift, config.vocab_size, config.padded_size, config.n_embd,
-                               form=config.code_form, pos_dim=config.pos_dim, token_bytes=token_bytes, seed=config.seed),
+            wte=make_embedding(config, token_bytes),
             drop=nn.Dropout(config.dropout),
             h=nn.ModuleList(Block(config) for _ in range(config.n_layer)),
             ln_f=nn.LayerNorm(config.n_embd, bias=config.bias)))
@@ -164,35 +192,43 @@ class GPT(nn.Module):
             self.transformer["wpe"] = nn.Embedding(config.block_size, config.n_embd)
         else:
             half = config.n_embd // config.n_head // 2
-            angle = torch.arange(config.block_size).unsqueeze(1) * 10000.0 ** (-torch.arange(half) / half)  # (T, w/2)
+            frequency = 10000.0 ** (-torch.arange(half) / half)
+            angle = torch.arange(config.block_size).unsqueeze(1) * frequency  # (T, w/2)
             self.register_buffer("cos", angle.cos(), persistent=False)
             self.register_buffer("sin", angle.sin(), persistent=False)
         self.lm_head = nn.Linear(config.n_embd, config.padded_size, bias=False)
-        if config.tie:
+        if config.head == "tied":
             self.transformer.wte.weight = self.lm_head.weight
         self.init_weights()
 
     @torch.no_grad()
     def init_weights(self):
-        """nanoGPT's initial distributions, each value a pure function of (seed, parameter name, shape):
-        all arms share one body."""
+        """nanoGPT's initial distributions for the body; the input draws its own. Each value is a
+        pure function of (seed, parameter name, shape), so all arms share one body."""
         for name, p in self.named_parameters():
+            if name.startswith("transformer.wte."):
+                continue
             if p.dim() == 1:
                 p.fill_(0.0 if name.endswith("bias") else 1.0)
                 continue
             std = 0.02
-            if name == "transformer.wte.weight":
-                std = getattr(self.transformer.wte, "init_std", self.config.embed_std)
-            elif name.endswith("c_proj.weight"):
-                std = 0.02 / math.sqrt(2 * self.config.n_layer)  # the residual stream sums 2 * n_layer of these
-            key = hashlib.sha256(f"{self.config.seed} {name} {tuple(p.shape)}".encode()).digest()
-            p.normal_(0.0, std, generator=torch.Generator().manual_seed(int.from_bytes(key[:8], "little", signed=True)))
+            if name.endswith("c_proj.weight"):  # the residual stream sums 2 * n_layer of these
+                std = 0.02 / math.sqrt(2 * self.config.n_layer)
+            p.normal_(0.0, std, generator=draw(self.config.seed, name, p.shape))
+        self.transformer.wte.reset_parameters(self.config.seed, "transformer.wte.")
+
+    @property
+    def device(self):
+        """Where the weights are."""
+        return self.transformer.ln_f.weight.device
 
     def hidden(self, ids, cache=None):
-        """ids (B, T) -> the final hidden states after the last norm, (B, T, d). With a cache, ids follow what it holds."""
+        """ids (B, T) -> the final hidden states after the last norm, (B, T, d). With a cache, ids
+        follow what it holds."""
         start = cache.length if cache is not None else 0
         end = start + ids.size(1)
-        assert end <= self.config.block_size, f"{end} positions, but block_size is {self.config.block_size}"
+        limit = self.config.block_size
+        assert end <= limit, f"{end} positions, but block_size is {limit}"
         assert start == 0 or ids.size(1) == 1, "after the prompt, a cache takes one token at a time"
         x = self.transformer.wte(ids)  # (B, T, d)
         rotary = None
@@ -212,18 +248,22 @@ class GPT(nn.Module):
         if targets is None:
             return self.lm_head(x)
         x, targets = x.flatten(0, 1), targets.flatten()
-        # On a CPU the loss is bound by memory: logits that stay in cache, 4 MB at a time, make it three times as fast.
+        # On a CPU the loss is bound by memory: logits that stay in cache, 4 MB at a time, make it
+        # three times as fast.
         rows = max(1, 2**20 // self.config.padded_size) if x.device.type == "cpu" else len(x)
         nats = sum(F.cross_entropy(self.lm_head(h).float(), t, reduction="sum")
                    for h, t in zip(x.split(rows), targets.split(rows)))
         return nats / (targets != -100).sum()  # cross_entropy leaves out targets of -100
 
     @torch.no_grad()
-    def generate(self, ids, max_new_tokens, temperature=1.0, top_k=None, top_p=None, generator=None, use_cache=True):
-        """Continue ids (B, T), 1 <= T <= block_size. Yields the next ids (B,), `max_new_tokens` times. temperature 0 is greedy.
+    def generate(self, ids, max_new_tokens, temperature=1.0, top_k=None, top_p=None, generator=None,
+                 use_cache=True):
+        """Continue ids (B, T), 1 <= T <= block_size. Yields the next ids (B,), `max_new_tokens`
+        times. temperature 0 is greedy.
 
-        Past block_size the window slides: the older half of the context is dropped and the rest is read anew, so that a token
-        costs the same on average however long the text. The text does not depend on `use_cache`, only its cost does.
+        Past block_size the window slides: the older half of the context is dropped and the rest is
+        read anew, so that a token costs the same on average however long the text. The text does
+        not depend on `use_cache`, only its cost does.
         """
         cache = None
         for _ in range(max_new_tokens):
@@ -235,26 +275,37 @@ class GPT(nn.Module):
                 if use_cache:
                     cache = KVCache(self.config, len(ids), ids.device, self.lm_head.weight.dtype)
                 x = self.hidden(ids, cache)
-            next_ids = choose(self.lm_head(x[:, -1])[:, :self.config.vocab_size].float(), temperature, top_k, top_p, generator)
+            logits = self.lm_head(x[:, -1])[:, :self.config.vocab_size].float()
+            next_ids = choose(logits, temperature, top_k, top_p, generator)
             ids = torch.cat((ids, next_ids.unsqueeze(1)), dim=1)
             yield next_ids
 
     def num_params(self):
-        """Trained parameters: {"input", "body", "head", "total"}. A tied table counts as input; a position table as body."""
+        """Trained parameters: {"input", "body", "head", "total"}. A tied table counts as input; a
+        position table as body."""
         total = sum(p.numel() for p in self.parameters())
-        count = {"input": sum(p.numel() for p in self.transformer.wte.parameters()),
-                 "head": 0 if self.config.tie else self.lm_head.weight.numel()}
-        return {"input": count["input"], "body": total - sum(count.values()), "head": count["head"], "total": total}
+        inputs = sum(p.numel() for p in self.transformer.wte.parameters())
+        head = 0 if self.config.head == "tied" else self.lm_head.weight.numel()
+        return {"input": inputs, "body": total - inputs - head, "head": head, "total": total}
+
+    def table_bytes(self):
+        """Bytes of the table form's V x D codes in float32; 0 on the fly."""
+        width = getattr(self.transformer.wte, "code_width", 0)
+        on_the_fly = self.config.code_form == "on_the_fly"
+        return 0 if on_the_fly else 4 * self.config.padded_size * width
 
     def flops_per_token(self):
-        """Floating-point operations of forward and backward: 6 per weight that multiplies, plus attention (PaLM, appendix B)."""
+        """Floating-point operations of forward and backward: 6 per weight that multiplies, plus
+        attention (PaLM, appendix B)."""
         c = self.config
-        weights = sum(p.numel() for p in self.transformer.h.parameters()) + self.lm_head.weight.numel()
+        weights = sum(p.numel() for p in self.transformer.h.parameters())
+        weights += c.padded_size * c.n_embd
         return 6 * weights + 12 * c.n_layer * c.n_embd * c.block_size
 
     @torch.no_grad()
     def input_norm(self):
-        """Mean norm of the table's rows, or of the rows of the projection as d x D; None where the input has no weights."""
+        """Mean norm of the table's rows, or of the rows of the projection as d x D; None where the
+        input has no weights."""
         weight = getattr(self.transformer.wte, "weight", None)
         if weight is None:
             return None
@@ -270,84 +321,11 @@ def choose(logits, temperature, top_k, top_p, generator):
         return logits.argmax(-1)
     logits = logits / temperature
     if top_k is not None:
-        logits = logits.masked_fill(logits < logits.topk(min(top_k, logits.size(-1))).values[:, -1:], -math.inf)
+        smallest = logits.topk(min(top_k, logits.size(-1))).values[:, -1:]
+        logits = logits.masked_fill(logits < smallest, -math.inf)
     probs = logits.softmax(-1)
     if top_p is not None:
         ordered, order = probs.sort(-1, descending=True)
         ordered[ordered.cumsum(-1) - ordered >= top_p] = 0.0  # keeps the id that crosses top_p
         probs = torch.zeros_like(probs).scatter(-1, order, ordered)
     return torch.multinomial(probs, 1, generator=generator).squeeze(1)
-
-
-def fingerprint(state):
-    """SHA-256 of nested dicts and lists of tensors and plain values: what a checkpoint is checked by when it is read."""
-    digest = hashlib.sha256()
-
-    def add(x):
-        if isinstance(x, dict):
-            for key in sorted(x, key=repr):
-                add(key)
-                add(x[key])
-        elif isinstance(x, (list, tuple)):
-            for item in x:
-                add(item)
-        elif isinstance(x, torch.Tensor):
-            digest.update(f"{x.dtype} {tuple(x.shape)}".encode())
-            digest.update(x.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-        else:
-            digest.update(repr(x).encode())
-        digest.update(b";")
-    add(state)
-    return digest.hexdigest()
-
-
-def save_checkpoint(path, state):
-    """Write a checkpoint, a dict of tensors and plain values, whole or not at all. OSError if the disk does not take it."""
-    def write(file):
-        try:
-            torch.save(state | {"sha256": fingerprint(state)}, file)
-        except RuntimeError as error:  # torch's way of saying that a write failed
-            reason = getattr(error.__context__, "strerror", None) or error
-            raise OSError(f"{path} cannot be written ({reason}); the checkpoint before it is kept") from None
-    write_atomic(path, write)
-
-
-def load_checkpoint(run):
-    """Read a run's checkpoint: out/RUN, or the file itself. Weights and plain values only; nothing in it is executed.
-
-    Returns the dict that `save_checkpoint` was given. InputError if there is none, or if a single bit of it has changed.
-    """
-    path = os.path.join(run, "ckpt.pt") if os.path.isdir(run) else run
-    if not os.path.isfile(path):
-        raise InputError(f"{run}: no checkpoint there (train.py writes one to out/RUN/ckpt.pt)")
-    try:
-        with warnings.catch_warnings(action="ignore"):
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        intact = checkpoint.pop("sha256") == fingerprint(checkpoint)
-    except pickle.UnpicklingError as error:
-        unsafe = "it would run code when loaded, it is unsafe and was not loaded" if "Unsupported" in str(error) else "damaged"
-        raise InputError(f"{path}: not a checkpoint of this project ({unsafe})") from None
-    except Exception as error:  # the reader raises whatever the damage leads to
-        raise InputError(f"{path}: not a checkpoint of this project, or damaged ({type(error).__name__})") from None
-    if not intact:
-        raise InputError(f"{path} is damaged: its content does not have the hash it was saved with")
-    return checkpoint
-
-
-def build_model(config, tok):
-    """A fresh GPT for a run's config (a dict that may hold more keys than the model's) and its tokenizer.
-    ValueError if impossible."""
-    keys = {f.name for f in fields(GPTConfig)} & config.keys()
-    return GPT(GPTConfig(**{k: config[k] for k in keys} | {"vocab_size": tok.vocab_size}), tokenizers.token_bytes(tok))
-
-
-def load_model(run, device="cpu"):
-    """A trained run, ready to use: (model in eval mode, tokenizer, checkpoint dict). InputError as `load_checkpoint`."""
-    checkpoint = load_checkpoint(run)
-    try:
-        tok = tokenizers.from_state(checkpoint["tokenizer"])
-        model = build_model(checkpoint["config"], tok)
-        model.load_state_dict(checkpoint["model"])
-    except (KeyError, ValueError, TypeError, RuntimeError, AttributeError) as error:
-        raise InputError(f"{run}: the checkpoint does not hold together ({error})") from None
-    return model.eval().to(device), tok, checkpoint

@@ -37,8 +37,8 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-import tokenizer as tokenizers
-from common import InputError, Parser, run, whole_number, write_atomic
+from lib import tokenizer
+from lib.common import InputError, Parser, run, whole_number, write_atomic
 
 PIECE = 10_000        # characters; a plain text file is cut at blank lines into documents of at least this size
 BATCH = 4_000_000     # characters that are encoded at a time,
@@ -278,12 +278,12 @@ def make_tokenizer(name, sources, val_fraction, limit):
         if not sample["characters"]:
             raise InputError("no text to train a tokenizer on: there are no documents for train")
     if name == "gpt2":
-        return tokenizers.gpt2(), None
+        return tokenizer.gpt2(), None
     size = re.fullmatch(r"bpe:(\d+)", name)
     if not size and name != "unicode":
         raise InputError(f"unknown tokenizer '{name}' (gpt2, unicode and bpe:N are known, as in bpe:4096)")
     try:
-        tok = tokenizers.train_bpe(training_text(), int(size[1])) if size else tokenizers.train_unicode(training_text())
+        tok = tokenizer.train_bpe(training_text(), int(size[1])) if size else tokenizer.train_unicode(training_text())
     except ValueError as error:
         raise InputError(str(error)) from None
     print(f"{name}: trained on the first {sample['characters']:,} characters of training text, {sample['documents']:,} documents")
@@ -320,7 +320,7 @@ def resume(folder):
         state = json.loads((folder / "state.json").read_bytes())
         if state.pop("checksum") != checksum(state):
             raise ValueError
-        tok, hashes = tokenizers.from_state(state["tokenizer"]), {}
+        tok, hashes = tokenizer.from_state(state["tokenizer"]), {}
         for split, tokens in state["tokens"].items():
             left, hashes[split] = tokens * id_type(tok).itemsize, hashlib.sha256()
             with open(folder / f"{split}.bin", "rb") as file:

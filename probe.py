@@ -30,13 +30,13 @@ import torch.nn.functional as F
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-import tokenizer as tokenizers
+from lib import tokenizer
 from codes import KroneckerEmbedding
-from common import InputError, Parser, run, whole_number, write_atomic
-from compare import is_number, markdown_table, pm, read_run, refuse_unmatched
-from model import load_checkpoint, load_model
+from lib.common import InputError, Parser, run, whole_number, write_atomic
+from lib.checkpoint import load_checkpoint, load_model
+from lib.machine import describe_machine
+from lib.report import is_number, markdown_table, pm, read_run, refuse_unmatched
 from sample import prompt_ids, side_by_side
-from train import describe_machine
 
 PROMPTS = Path(__file__).resolve().parent / "prompts"
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -455,7 +455,7 @@ def layers(args):
     split = set()  # the words that are several tokens
 
     def measure(model, tok, tick):
-        texts = [raw.decode(errors="replace") for raw in tokenizers.token_bytes(tok)]
+        texts = [raw.decode(errors="replace") for raw in tokenizer.token_bytes(tok)]
         ids = torch.arange(len(texts), device=DEVICE)
         vectors, own = word_vectors(model, tok, [w for _, w in words])
         split.update(w for (_, w), id in zip(words, own) if id < 0)
@@ -671,9 +671,9 @@ def geometry(args):
     words, families = [w for w in dict.fromkeys(args.words.split(",")) if w], read_families()
     if not words:
         raise InputError("--words is empty")
-    tok = tokenizers.gpt2() if args.tokenizer == "gpt2" else load_model(args.tokenizer)[1]
+    tok = tokenizer.gpt2() if args.tokenizer == "gpt2" else load_model(args.tokenizer)[1]
     models = {m: study_model(m, words, families) for m in dict.fromkeys(args.model)}
-    strings = tokenizers.token_bytes(tok)
+    strings = tokenizer.token_bytes(tok)
     spelled, ids = [f" {w}".encode() for w in words], torch.arange(len(strings))
     rows, own = kron_rows(strings + spelled), [strings.index(raw) if raw in strings else -1 for raw in spelled]
     near, _ = nearest(rows(len(ids) + torch.arange(len(words))), own, rows, ids, 5)

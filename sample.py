@@ -16,8 +16,8 @@ from pathlib import Path
 
 import torch
 
-from common import InputError, Parser, run, whole_number
-from model import load_model
+from lib.common import InputError, Parser, run, whole_number
+from lib.checkpoint import load_model
 
 # (clean, misspelled, the misspelling): a model that sees spelling can say the misspelled word again.
 TYPO_PROMPTS = [("Return the length of the sequence. The length", "Return the lenght of the sequence. The lenght", "lenght"),
@@ -36,7 +36,7 @@ def prompt_ids(model, tok, prompt, oov=None):
     ids = []
     for i, piece in enumerate(pieces):
         ids += ([slot] if i else []) + tok.encode(piece)
-    return torch.tensor([ids or [tok.eot]], device=model.lm_head.weight.device)
+    return torch.tensor([ids or [tok.eot]], device=model.device)
 
 
 def continuation(model, tok, ids, seed, **how):

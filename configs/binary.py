@@ -1,4 +1,4 @@
 # The bits of the token id, tiled to model width; nothing trained. arXiv 2605.09751.
 code = "binary"
 lift = "tile"
-tie = False
+head = "table"

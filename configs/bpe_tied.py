@@ -1,4 +1,4 @@
 # The baseline of both papers: a learned table that is also the output head.
 code = "learned"
 lift = "none"
-tie = True
+head = "tied"

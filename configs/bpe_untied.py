@@ -1,4 +1,4 @@
 # A learned table of its own.
 code = "learned"
 lift = "none"
-tie = False
+head = "table"

@@ -2,6 +2,6 @@
 # Adam moves a table's vector by lr per coordinate, kron's by at least sqrt(D) lr; D = 4,096.
 code = "learned"
 lift = "none"
-tie = False
+head = "table"
 embed_std = 1.0
 embed_lr_mult = 64.0

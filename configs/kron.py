@@ -1,5 +1,5 @@
 # Kronecker byte-position code and one projection. arXiv 2605.29459.
 code = "kron"
 lift = "linear"
-tie = False
+head = "table"
 pos_dim = 16

@@ -1,5 +1,5 @@
 # Control: kron with its rows drawn by a hash instead of by spelling.
 code = "random"
 lift = "linear"
-tie = False
+head = "table"
 pos_dim = 16

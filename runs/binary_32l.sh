@@ -13,7 +13,7 @@
 # Stopped?   The same command continues: prepared text is kept, finished runs are skipped, a stopped run goes on.
 #
 # On two machines with data/ and out/ shared, start each run on both with
-#     torchrun --nnodes=2 --nproc_per_node=8 --rdzv_backend=c10d --rdzv_endpoint=FIRST_HOST:29500 --rdzv_id=RUN -- \
+#     torchrun --nnodes=2 --nproc_per_node=8 --rdzv_backend=c10d --rdzv_endpoint=FIRST_HOST:29500 --rdzv_id=RUN \
 #         train.py configs/binary_32l.py configs/binary.py --seed=1337
 source "$(dirname "$0")/setup.sh"
 ARMS=${ARMS:-bpe_untied binary affine}   # bpe_untied is the paper's learned table
@@ -35,8 +35,8 @@ fi
 runs=()
 for seed in $SEEDS; do
     for arm in $ARMS; do
-        torchrun --standalone --nproc_per_node="$NPROC" --max_restarts=3 -- \
-            train.py configs/binary_32l.py "configs/$arm.py" --seed="$seed" "${options[@]}" --run="$name-$arm-s$seed"
+        torchrun --standalone --nproc_per_node="$NPROC" --max_restarts=3 \
+            train.py configs/binary_32l.py "configs/$arm.py" --seed="$seed" "${options[@]}" --name="$name-$arm-s$seed"
         runs+=("out/$name-$arm-s$seed")
     done
 done

@@ -16,7 +16,7 @@ case " $ARMS " in *" bpe_tied "*) baseline=bpe_tied ;; *) baseline=${ARMS%% *} ;
 runs=()
 for seed in $SEEDS; do
     for arm in $ARMS; do
-        python train.py configs/tiny.py "configs/$arm.py" --seed="$seed" --max_steps="$STEPS" --log_interval=25 --run="demo-$arm-s$seed"
+        python train.py configs/tiny.py "configs/$arm.py" --seed="$seed" --max_steps="$STEPS" --log_interval=25 --name="demo-$arm-s$seed"
         runs+=("out/demo-$arm-s$seed")
     done
 done

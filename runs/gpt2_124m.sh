@@ -12,7 +12,7 @@
 # Stopped?   The same command continues: prepared text is kept, finished runs are skipped, a stopped run goes on.
 #
 # On two machines with data/ and out/ shared, start each run on both with
-#     torchrun --nnodes=2 --nproc_per_node=8 --rdzv_backend=c10d --rdzv_endpoint=FIRST_HOST:29500 --rdzv_id=RUN -- \
+#     torchrun --nnodes=2 --nproc_per_node=8 --rdzv_backend=c10d --rdzv_endpoint=FIRST_HOST:29500 --rdzv_id=RUN \
 #         train.py configs/gpt2_124m.py configs/kron.py --seed=1337
 source "$(dirname "$0")/setup.sh"
 ARMS=${ARMS:-bpe_tied kron random bpe_untied bpe_untied_unit bpe_untied_lr binary affine}
@@ -34,8 +34,8 @@ fi
 runs=()
 for seed in $SEEDS; do
     for arm in $ARMS; do
-        torchrun --standalone --nproc_per_node="$NPROC" --max_restarts=3 -- \
-            train.py configs/gpt2_124m.py "configs/$arm.py" --seed="$seed" "${options[@]}" --run="$name-$arm-s$seed"
+        torchrun --standalone --nproc_per_node="$NPROC" --max_restarts=3 \
+            train.py configs/gpt2_124m.py "configs/$arm.py" --seed="$seed" "${options[@]}" --name="$name-$arm-s$seed"
         runs+=("out/$name-$arm-s$seed")
     done
 done

@@ -81,7 +81,7 @@ piece() {  # NAME COMMAND...: once, within the time that is left; what it prints
 }
 
 train() {  # ARM SEED
-    piece "run-$1-s$2" "$PYTHON" train.py configs/gpt2_124m.py "configs/$1.py" --dataset=$data --seed="$2" "${options[@]}" --run="$name-$1-s$2"
+    piece "run-$1-s$2" "$PYTHON" train.py configs/gpt2_124m.py "configs/$1.py" --dataset=$data --seed="$2" "${options[@]}" --name="$name-$1-s$2"
 }
 
 bench() {  # NAME ARGUMENTS...

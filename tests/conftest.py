@@ -21,9 +21,9 @@ if SHARED_VOCABULARY.is_dir():
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import prepare  # noqa: E402
-import tokenizer  # noqa: E402
+from lib import tokenizer  # noqa: E402
 import train  # noqa: E402
-from common import run  # noqa: E402
+from lib.common import run  # noqa: E402
 from model import build_model  # noqa: E402
 
 ARMS = ["bpe_tied", "bpe_untied", "bpe_untied_unit", "bpe_untied_lr", "binary", "affine", "kron", "random"]

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from codes import (AffineEmbedding, BinaryEmbedding, KroneckerEmbedding, RandomEmbedding, affine_code, affine_decode, binary_code,
                    code_bits, draw_affine, gf2_inverse, ids_of, make_embedding, tile)
-from tokenizer import token_bytes
+from lib.tokenizer import token_bytes
 
 EDGES = sorted({1, 3, 70_000} | {2**k + d for k in range(17) for d in (-1, 0, 1) if 2**k + d >= 1})
 

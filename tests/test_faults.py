@@ -23,7 +23,7 @@ import torch
 import compare
 import model
 import train
-from common import InputError
+from lib.common import InputError
 from conftest import SHORT, command, error_line, records, script, series
 from model import load_checkpoint, load_model
 

@@ -9,7 +9,7 @@ import torch
 
 import train
 from conftest import ARMS, build
-from tokenizer import Tokenizer
+from lib.tokenizer import Tokenizer
 
 DEVICE = torch.device(os.environ.get("TEST_DEVICE", "cuda"))
 pytestmark = pytest.mark.skipif(DEVICE.type == "cuda" and not torch.cuda.is_available(), reason="needs a GPU")

@@ -6,7 +6,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from common import InputError
+from lib.common import InputError
 from conftest import ARMS, build
 from model import GPT, Block, GPTConfig, choose, load_checkpoint, load_model, rotate, save_checkpoint
 

@@ -15,7 +15,7 @@ import pytest
 
 import prepare
 from conftest import command, error_line, script, tree
-from tokenizer import from_state, token_bytes, train_bpe
+from lib.tokenizer import from_state, token_bytes, train_bpe
 
 
 def load(folder):

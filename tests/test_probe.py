@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import probe
-import tokenizer
+from lib import tokenizer
 import train
 from model import build_model, load_model, save_checkpoint
 

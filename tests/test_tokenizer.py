@@ -8,8 +8,8 @@ import pytest
 import rustbpe
 import tiktoken
 
-import tokenizer
-from tokenizer import END_OF_TEXT, SPLIT_PATTERN, UnicodeTokenizer, from_state, token_bytes, train_bpe, train_unicode
+from lib import tokenizer
+from lib.tokenizer import END_OF_TEXT, SPLIT_PATTERN, UnicodeTokenizer, from_state, token_bytes, train_bpe, train_unicode
 
 HARD = ["", " ", "\n\n\t x\r\n", "naïve café — 東京 🙂👩‍👩‍👧", "don't I'LL 1234567 x_y", "\0\x7f\ufeff\ufffd",
         f"a{END_OF_TEXT}b {END_OF_TEXT}"]

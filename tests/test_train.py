@@ -13,7 +13,7 @@ import prepare
 import train
 from conftest import ARMS, LONG, build, error_line, records, script, series, tree
 from model import load_model
-from tokenizer import from_state, token_bytes
+from lib.tokenizer import from_state, token_bytes
 
 TINY = ["--dataset=small", "--n_layer=1", "--n_head=2", "--n_embd=36", "--block_size=32", "--batch_size=4", "--max_steps=2",
         "--eval_tokens=128", "--gradient_accumulation_steps=1", "--device=cpu", "--dtype=float32"]

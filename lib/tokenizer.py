@@ -1,6 +1,6 @@
 """Text <-> token ids, and the true bytes of every token.
 
-    from tokenizer import gpt2, train_bpe, train_unicode, from_state, token_bytes
+    from lib.tokenizer import gpt2, train_bpe, train_unicode, from_state, token_bytes
     tok = train_bpe(texts, 4096)            # or gpt2(), or train_unicode(texts)
     tok.decode(tok.encode("Hello"))         # "Hello"
     token_bytes(tok)[tok.encode("Hi")[0]]   # b"Hi"

@@ -4,12 +4,8 @@
         run(main)
 """
 import argparse
-import json
 import os
 import sys
-
-# The config keys that make an arm. Runs that are compared may differ in these, in the seed and in the run's name.
-ARM_KEYS = ("code", "lift", "tie", "pos_dim", "embed_std", "embed_lr_mult", "code_form")
 
 
 class InputError(Exception):
@@ -20,7 +16,8 @@ class Parser(argparse.ArgumentParser):
     """argparse without abbreviations and without the usage dump: a wrong option is one line."""
 
     def __init__(self, **kwargs):
-        super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs)
+        super().__init__(allow_abbrev=False, **kwargs,
+                         formatter_class=argparse.RawDescriptionHelpFormatter)
 
     def error(self, message):
         raise InputError(f"{message} (--help shows the options)")
@@ -34,7 +31,8 @@ def whole_number(text):
 
 
 def run(main):
-    """Call `main()`. Bad input ends in one line on standard error and exit status 2, Ctrl-C in 130; a bug keeps its traceback."""
+    """Call `main()`. Bad input ends in one line on standard error and exit status 2, Ctrl-C in 130;
+    a bug keeps its traceback."""
     try:
         status = main()
     except (InputError, OSError) as error:
@@ -49,8 +47,15 @@ def run(main):
     sys.exit(status)
 
 
+def clock(seconds):
+    """Seconds as h:mm:ss."""
+    minutes, seconds = divmod(int(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
+
+
 def write_atomic(path, write):
-    """Write a file whole or not at all: `write(file)` fills a temporary neighbour, which is flushed to the disk and renamed."""
+    """Write a file whole or not at all: `write(file)` fills a temporary neighbour, which is flushed
+    to the disk and renamed."""
     temporary = f"{path}.tmp"
     try:
         with open(temporary, "wb") as file:
@@ -65,27 +70,3 @@ def write_atomic(path, write):
         if os.path.exists(temporary):
             os.remove(temporary)
         raise
-
-
-def read_log(path):
-    """log.jsonl -> (its records, how many lines were dropped): a kill can leave half a line.
-    A record is a dict with a step, or the header."""
-    records, dropped = [], 0
-    with open(path, "rb") as file:
-        for line in file:
-            try:
-                record = json.loads(line)
-            except ValueError:
-                record = None
-            if isinstance(record, dict) and isinstance(record.get("step", 0), int):
-                records.append(record)
-            else:
-                dropped += 1
-    return records, dropped
-
-
-def markdown_table(head, rows):
-    """Rows of cells -> a GitHub table, padded so that it reads well in a terminal too."""
-    widths = [max(len(str(row[i])) for row in [head, *rows]) for i in range(len(head))]
-    lines = ["| " + " | ".join(str(c).ljust(w) for c, w in zip(row, widths)) + " |" for row in [head, *rows]]
-    return "\n".join([lines[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *lines[1:]])

@@ -1,0 +1,1 @@
+"""The plumbing: nobody has to read it to understand the idea."""

@@ -1,0 +1,105 @@
+"""Tokens on disk -> batches. Batch s is a pure function of (data, seed, s): there is no loader
+state, and every arm sees the same batches."""
+import functools
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from lib import tokenizer
+from lib.common import InputError
+
+
+class Data:
+    """data/NAME as prepare.py left it: checked against the hashes in its meta.json, then read
+    block by block.
+
+    Block i of a split is tokens i*T .. (i+1)*T inclusive: T inputs and, shifted by one, T targets.
+    InputError if anything is amiss.
+    """
+
+    def __init__(self, name, block_size):
+        self.folder, self.block_size = Path("data") / name, block_size
+        if not (self.folder / "meta.json").is_file():
+            there = sorted(p.parent.name for p in Path("data").glob("*/meta.json"))
+            raise InputError(f"{self.folder}: no prepared data there "
+                             f"(data/ has: {', '.join(there) or 'nothing'}); prepare.py makes it")
+        try:
+            meta = json.loads((self.folder / "meta.json").read_bytes())
+            if meta.pop("checksum") != hashlib.sha256(json.dumps(meta).encode()).hexdigest():
+                raise ValueError("it does not have the hash it was written with")
+            self.tokenizer = tokenizer.from_state(meta["tokenizer"])
+            self.dtype, self.tokens = np.dtype(meta["dtype"]), meta["tokens"]
+            self.sha256 = meta["sha256"]
+            sizes = {split: self.tokens[split] * self.dtype.itemsize for split in ("train", "val")}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InputError(f"{self.folder}/meta.json is damaged "
+                             f"({type(error).__name__}: {error}); prepare the data again") from None
+        for split, size in sizes.items():
+            self.check(split, size)
+
+    def check(self, split, size):
+        """InputError unless a split's file is as long as `size` and is the one that was made."""
+        path = self.folder / f"{split}.bin"
+        if not path.is_file():
+            raise InputError(f"{path} is missing; prepare the data again")
+        if path.stat().st_size != size:
+            raise InputError(f"{path} has {path.stat().st_size:,} bytes, meta.json says {size:,}; "
+                             "prepare the data again")
+        with open(path, "rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != self.sha256[split]:
+                raise InputError(f"{path} does not have the hash that meta.json says; "
+                                 "prepare the data again")
+        if self.tokens[split] <= self.block_size:
+            raise InputError(f"{path} has {self.tokens[split]:,} tokens, a block needs "
+                             f"{self.block_size + 1:,} (block_size + 1)")
+        if self.map(split).max() >= self.tokenizer.vocab_size:
+            raise InputError(f"{path} holds ids beyond the vocabulary of "
+                             f"{self.tokenizer.vocab_size:,}")
+
+    def map(self, split):
+        """The split's tokens as a memory map; opened anew each time, so that pages read do not
+        pile up in this process."""
+        return np.memmap(self.folder / f"{split}.bin", self.dtype, mode="r")
+
+    def blocks(self, split):
+        """How many blocks a split has."""
+        return (self.tokens[split] - 1) // self.block_size
+
+    def read(self, split, blocks):
+        """Block numbers -> (len(blocks), T + 1) array of token ids."""
+        tokens, T = self.map(split), self.block_size
+        return np.stack([tokens[i * T:(i + 1) * T + 1] for i in blocks])
+
+
+@functools.lru_cache(maxsize=2)
+def epoch_order(blocks, seed, epoch):
+    """The order in which an epoch visits the blocks. RandomState's stream is frozen: the same in
+    every numpy version."""
+    return np.random.RandomState([seed, epoch]).permutation(blocks)
+
+
+def sequence_blocks(blocks, seed, first, count):
+    """Which blocks the training sequences number first .. first + count - 1 are: every block once
+    an epoch, epochs shuffled."""
+    sequences = range(first, first + count)
+    return [int(epoch_order(blocks, seed, i // blocks)[i % blocks]) for i in sequences]
+
+
+def to_device(rows, device):
+    """(n, T + 1) token ids -> inputs and targets, (n, T) int64 each."""
+    ids = torch.from_numpy(rows.astype(np.int64))
+    if device.type == "cuda":
+        ids = ids.pin_memory().to(device, non_blocking=True)
+    return ids[:, :-1], ids[:, 1:]
+
+
+def text_bytes(tok):
+    """How many bytes of text each id stands for, (V,) int array: what bits per byte divide by."""
+    width = np.array([len(raw) for raw in tokenizer.token_bytes(tok)])
+    width[tok.eot] = 0  # it separates documents and is no text
+    if tok.name == "unicode":
+        width[0xD800:0xE000] = 2  # a surrogate is half of a character, whose UTF-8 is four bytes
+    return width
