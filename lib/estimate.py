@@ -14,17 +14,21 @@ def estimate_memory(model, config, micro):
 
     AdamW in float32 keeps 12 bytes per weight besides the gradient; bfloat16 autocast adds copies
     of what it multiplies. A block keeps, per token, 38 d bytes in bfloat16 (68 d in float32): two
-    norms' inputs and outputs, q, k, v, the attention twice, 4 d twice of the MLP. The loss keeps
-    float32 log-probabilities; on a GPU the logits stand beside them in both formats.
+    norms' inputs and outputs, q, k, v, the attention twice, 4 d twice of the MLP; in bfloat16 on a CPU also the attention's
+    probabilities. The loss keeps float32 log-probabilities; on a GPU the logits stand beside them in both formats.
     """
     c, counts, tokens = model.config, model.num_params(), micro * config.block_size
     half = config.dtype == "bfloat16"
     head = c.padded_size * c.n_embd
     copies = 2 * (counts["body"] + head) if half else 0
     weights = 12 * counts["total"] + copies + 4 * head + model.table_bytes()
-    per_logit = 4 if config.device == "cpu" else 10 if half else 8
+    per_token = (38 if half else 68) * c.n_embd
+    per_logit = 10 if half else 8
+    if config.device == "cpu":
+        per_token += 2 * c.n_head * c.block_size if half else 0
+        per_logit = 4
     return {"weights and optimizer": weights,
-            "activations": (38 if half else 68) * c.n_layer * c.n_embd * tokens,
+            "activations": c.n_layer * per_token * tokens,
             "loss": tokens * c.padded_size * per_logit}
 
 
