@@ -30,7 +30,8 @@ def draw(seed, name, shape):
 
 class LearnedEmbedding(nn.Embedding):
     """e(t) = E[t], E ~ N(0, std): the table that the others replace. ids (...) -> (..., d)."""
-    lifts, reads_bytes, natural_std = ("none",), False, 0.02
+    lifts = head_lifts = ("none",)
+    reads_bytes, natural_std = False, 0.02
 
     def __init__(self, num_embeddings, embedding_dim, std=None):
         self.std = std or self.natural_std
@@ -54,7 +55,10 @@ class FixedCode(nn.Module):
     A subclass has `code(ids)`, (n,) -> (n, D); `lift(code)`, (..., D) -> (..., d); and
     `embed(ids)`, the same without the dense code.
     """
-    reads_bytes = False  # whether it knows a token by its bytes, and so has `set_bytes`
+    lifts = ("linear",)
+    head_lifts = ("linear",)  # the lifts with which it can also be the output head
+    reads_bytes = False       # whether it knows a token by its bytes, and so has `set_bytes`
+    natural_std = 1.0         # rms of e per coordinate at the start, where nothing else is asked
 
     def set_form(self, form):
         """Build the table if `form` is "table", once all that `code` needs is there."""
@@ -226,15 +230,14 @@ def pack_bytes(token_bytes, count, pos_dim):
     return torch.from_numpy(packed), torch.from_numpy(length)
 
 
-def kron_levels(pos_dim):
+def kron_levels(pos_dim, D):
     """The two values that z takes for a token of L bytes: (scale, shift), (P + 1,) float32 each,
     indexed by L.
 
-    kappa is s = 1/sqrt(L) in L of its D = 256 P entries and 0 elsewhere, so z = (kappa - mean) /
+    kappa is s = 1/sqrt(L) in L of its D entries and 0 elsewhere, so z = (kappa - mean) /
     (std + 1e-6), std unbiased, is scale[L] + shift[L] there and shift[L] elsewhere. L = 0 gives the
     zero vector. 2605.29459, worked out.
     """
-    D = 256 * pos_dim
     L = torch.arange(1, pos_dim + 1, dtype=torch.float64)
     s = L**-0.5
     mean = L * s / D
@@ -251,16 +254,16 @@ class KroneckerEmbedding(FixedCode):
     a bag of at most P rows of W plus a rank-one term. A batch repeats tokens, so each distinct id
     is summed once.
     """
-    lifts, reads_bytes, natural_std = ("linear",), True, 1.0
+    reads_bytes = True
 
     def __init__(self, num_embeddings, embedding_dim, token_bytes, pos_dim=16, form="on_the_fly",
                  std=None):
         super().__init__()
         self.num_embeddings, self.embedding_dim = num_embeddings, embedding_dim
         self.pos_dim, self.std = pos_dim, std or self.natural_std
-        self.code_width = 256 * pos_dim
+        self.code_width = self.width()  # D
         self.weight = nn.Parameter(torch.empty(self.code_width, embedding_dim))
-        scale, shift = kron_levels(pos_dim)
+        scale, shift = self.levels()
         packed, length = pack_bytes(token_bytes, num_embeddings, pos_dim)
         buffers = {"bytes": packed, "length": length, "scale": scale, "shift": shift}
         for name, value in buffers.items():
@@ -268,12 +271,19 @@ class KroneckerEmbedding(FixedCode):
         self.set_form(form)
         self.reset_parameters()
 
+    def width(self):
+        """D, the width of the code."""
+        return 256 * self.pos_dim
+
+    def levels(self):
+        """The two values of a code for each length."""
+        return kron_levels(self.pos_dim, self.code_width)
+
     @torch.no_grad()
     def reset_parameters(self, seed=0, name=""):
         """Draw the initial values: a pure function of (seed, name, shape)."""
-        shape = self.weight.shape
-        self.weight.normal_(0, self.std * len(self.weight)**-0.5,
-                            generator=draw(seed, f"{name}weight", shape))
+        generator = draw(seed, f"{name}weight", self.weight.shape)
+        self.weight.normal_(0, self.std * self.code_width**-0.5, generator=generator)
 
     def set_bytes(self, id, raw):
         """Give one id other bytes, as for a forced out-of-vocabulary word in a free (padding)
@@ -295,7 +305,7 @@ class KroneckerEmbedding(FixedCode):
 
     def code(self, ids):
         """The dense code z, (n,) -> (n, D) float32: what the table form looks up."""
-        kappa = torch.zeros(len(ids), len(self.weight), device=ids.device)
+        kappa = torch.zeros(len(ids), self.code_width, device=ids.device)
         kappa.scatter_add_(1, self.rows(ids), self.present(ids).float())
         L = self.length[ids].long().unsqueeze(-1)
         return self.scale[L] * kappa + self.shift[L]
