@@ -9,7 +9,7 @@ Architecture and parameter names are nanoGPT's: a nanoGPT state dict of the same
 """
 import inspect
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import torch
 import torch.nn as nn
@@ -35,10 +35,15 @@ class GPTConfig:
     positions: str = "learned"        # learned or rotary
     code: str = "learned"             # a name in CODES
     lift: str = "none"                # one of the lifts that the code's class has
-    head: str = "tied"                # table: V x d of its own; tied: its rows are the input's
+    head: str = "tied"                # table, tied or code: see `GPT.head_rows`
+    head_bias: bool = False           # a trained number per token, added to its logit
     code_form: str = "on_the_fly"     # on_the_fly or table: the same vectors
-    pos_dim: int = 16                 # P: how many bytes of a token kron and its kin see
     embed_std: float = 0.0            # rms of e per coordinate at the start; 0: the arm's natural
+    pos_dim: int = 16                 # P: how many bytes of a token kron and its kin see
+    rows: int = 0                     # of W (random, hash, trigram); 0: the class's own default
+    rank: int = 0                     # r (lowrank); 0: 62
+    code_width: int = 0               # D (phase), even; 0: 1,536
+    buckets: int = 0                  # m (qr); 0: ceil(sqrt V)
     seed: int = 1337
 
     @property
@@ -52,8 +57,11 @@ class GPTConfig:
         for key in ("vocab_size", "block_size", "n_layer", "n_head", "n_embd", "pos_dim"):
             if getattr(self, key) < 1:
                 raise ValueError(f"{key}={getattr(self, key)}: must be at least 1")
-        known = {"code": CODES, "positions": ("learned", "rotary"), "head": ("table", "tied"),
-                 "code_form": ("on_the_fly", "table")}
+        for key in ("rows", "rank", "code_width", "buckets"):
+            if getattr(self, key) < 0:
+                raise ValueError(f"{key}={getattr(self, key)}: must be 0 (the default) or more")
+        known = {"code": CODES, "positions": ("learned", "rotary"),
+                 "head": ("table", "tied", "code"), "code_form": ("on_the_fly", "table")}
         for key, values in known.items():
             if getattr(self, key) not in values:
                 raise ValueError(f"{key}='{getattr(self, key)}': must be one of "
@@ -61,9 +69,15 @@ class GPTConfig:
         lifts = CODES[self.code].lifts
         if self.lift not in lifts:
             raise ValueError(f"lift='{self.lift}': code '{self.code}' takes {' or '.join(lifts)}")
-        if self.head == "tied" and self.code != "learned":
-            raise ValueError(f"head='tied': code '{self.code}' has no table that the head could "
-                             "share; set head='table'")
+        if self.head != "table" and self.lift not in CODES[self.code].head_lifts:
+            raise ValueError(f"head='{self.head}': code '{self.code}' with lift '{self.lift}' "
+                             "cannot be a head; set head='table'")
+        if self.head == "code" and self.code == "learned":
+            raise ValueError("head='code': a learned table of its own is head='table'")
+        if self.code_form == "table" and not hasattr(CODES[self.code], "set_form"):
+            raise ValueError(f"code_form='table': code '{self.code}' has no fixed code")
+        if self.code_width % 2:
+            raise ValueError(f"code_width={self.code_width}: must be even")
         if self.n_embd % self.n_head:
             raise ValueError(f"n_embd={self.n_embd} is not divisible by n_head={self.n_head}")
         if self.positions == "rotary" and self.n_embd // self.n_head % 2:
@@ -208,17 +222,26 @@ class GPT(nn.Module):
             angle = torch.arange(config.block_size).unsqueeze(1) * frequency  # (T, w/2)
             self.register_buffer("cos", angle.cos(), persistent=False)
             self.register_buffer("sin", angle.sin(), persistent=False)
-        self.lm_head = nn.Linear(config.n_embd, config.padded_size, bias=False)
-        if config.head == "tied":
+        if config.head == "table" or config.code == "learned":
+            self.lm_head = nn.Linear(config.n_embd, config.padded_size, bias=False)
+        if config.head == "tied" and config.code == "learned":
             self.transformer.wte.weight = self.lm_head.weight
+        if config.head == "code":
+            self.lm_head = make_embedding(replace(config, embed_std=0.0), token_bytes)
+        if config.head_bias:
+            self.head_bias = nn.Parameter(torch.empty(config.padded_size))
+        self.slot = None  # an id past the vocabulary that was given bytes, and can be said
         self.init_weights()
 
     @torch.no_grad()
     def init_weights(self):
         """nanoGPT's initial distributions for the body; the input draws its own. Each value is a
         pure function of (seed, parameter name, shape), so all arms share one body."""
+        coded = [(self.transformer.wte, "transformer.wte.")]
+        if self.config.head == "code":
+            coded.append((self.lm_head, "lm_head."))
         for name, p in self.named_parameters():
-            if name.startswith("transformer.wte."):
+            if name.startswith(tuple(prefix for _, prefix in coded)):
                 continue
             if p.dim() == 1:
                 p.fill_(0.0 if name.endswith("bias") else 1.0)
@@ -227,7 +250,8 @@ class GPT(nn.Module):
             if name.endswith("c_proj.weight"):  # the residual stream sums 2 * n_layer of these
                 std = 0.02 / math.sqrt(2 * self.config.n_layer)
             p.normal_(0.0, std, generator=draw(self.config.seed, name, p.shape))
-        self.transformer.wte.reset_parameters(self.config.seed, "transformer.wte.")
+        for module, prefix in coded:
+            module.reset_parameters(self.config.seed, prefix)
 
     @property
     def device(self):
@@ -255,16 +279,72 @@ class GPT(nn.Module):
             cache.length = end
         return self.transformer.ln_f(x)
 
-    def forward(self, ids, targets=None):
-        x = self.hidden(ids)  # (B, T, d)
+    @property
+    def head_code(self):
+        """The module whose vectors are the head's rows; None where the head is a table."""
+        if self.config.head == "table" or self.config.code == "learned":
+            return None
+        return self.transformer.wte if self.config.head == "tied" else self.lm_head
+
+    def head_rows(self):
+        """The head: ((rows, d) matrix, (rows,) offset or None), so that logits are h @ matrix^T +
+        offset. Worked out once per forward, and once when generating.
+
+        table: V x d of its own. tied: the input's rows, times alpha = 4 / (d rms(e)) if they are
+        coded: at the start h is mostly the token's own e, which would take all the probability.
+        code: a second module of the same code, whose rows are scaled to the 0.02 of a table. Ids
+        past the vocabulary have no code: they get -inf, except a slot that was given bytes.
+        """
+        code = self.head_code
+        offset = self.head_bias if self.config.head_bias else None
+        if code is None:
+            return self.lm_head.weight, offset
+        alpha = 0.02 / code.std
+        if self.config.head == "tied":
+            alpha = 4 / (self.config.n_embd * code.std)
+        count = max(self.config.padded_size, (self.slot or 0) + 1)
+        ids = torch.arange(count, device=self.device)
+        matrix = alpha * code(ids)
+        if torch.is_autocast_enabled(self.device.type):
+            # one copy that all pieces of the loss share, as autocast itself keeps of a weight
+            matrix = matrix.to(torch.get_autocast_dtype(self.device.type))
+        if count > self.config.vocab_size:
+            no_code = (ids >= self.config.vocab_size) & (ids != (self.slot or -1))
+            mask = torch.zeros(count, device=self.device).masked_fill(no_code, -math.inf)
+            if offset is not None:
+                mask = mask + F.pad(offset, (0, count - len(offset)))
+            offset = mask
+        return matrix, offset
+
+    def set_bytes(self, raw):
+        """Give the free slot past the vocabulary these bytes, at the input and in a coded head,
+        which can say it from then on; returns its id. For codes that read bytes."""
+        self.slot = self.config.vocab_size
+        self.transformer.wte.set_bytes(self.slot, raw)
+        if self.config.head == "code":
+            self.lm_head.set_bytes(self.slot, raw)
+        return self.slot
+
+    def logits(self, h, head=None):
+        """Hidden states (..., d) -> logits (..., rows). `head`: what `head_rows` gave."""
+        return F.linear(h, *(head or self.head_rows()))
+
+    def forward(self, ids, targets=None, per_token=False):
+        """See the class; `per_token` gives each target's nats, (B, T), instead of their mean."""
+        x, head = self.hidden(ids), self.head_rows()  # (B, T, d)
         if targets is None:
-            return self.lm_head(x)
+            return self.logits(x, head)
         x, targets = x.flatten(0, 1), targets.flatten()
         # On a CPU the loss is bound by memory: logits that stay in cache, 4 MB at a time, make it
         # three times as fast.
-        rows = max(1, 2**20 // self.config.padded_size) if x.device.type == "cpu" else len(x)
-        nats = sum(F.cross_entropy(self.lm_head(h).float(), t, reduction="sum")
-                   for h, t in zip(x.split(rows), targets.split(rows)))
+        in_pieces = x.device.type == "cpu" or per_token
+        rows = max(1, 2**20 // self.config.padded_size) if in_pieces else len(x)
+        reduction = "none" if per_token else "sum"
+        pieces = [F.cross_entropy(self.logits(h, head).float(), t, reduction=reduction)
+                  for h, t in zip(x.split(rows), targets.split(rows))]
+        if per_token:
+            return torch.cat(pieces).view_as(ids)
+        nats = sum(pieces)
         return nats / (targets != -100).sum()  # cross_entropy leaves out targets of -100
 
     @torch.no_grad()
@@ -277,7 +357,8 @@ class GPT(nn.Module):
         read anew, so that a token costs the same on average however long the text. The text does
         not depend on `use_cache`, only its cost does.
         """
-        cache = None
+        cache, head = None, self.head_rows()
+        sayable = self.config.vocab_size if self.head_code is None else len(head[0])
         for _ in range(max_new_tokens):
             if ids.size(1) > self.config.block_size:
                 ids, cache = ids[:, -max(1, self.config.block_size // 2):], None
@@ -285,19 +366,23 @@ class GPT(nn.Module):
                 x = self.hidden(ids[:, -1:], cache)
             else:
                 if use_cache:
-                    cache = KVCache(self.config, len(ids), ids.device, self.lm_head.weight.dtype)
+                    cache = KVCache(self.config, len(ids), ids.device, head[0].dtype)
                 x = self.hidden(ids, cache)
-            logits = self.lm_head(x[:, -1])[:, :self.config.vocab_size].float()
+            logits = self.logits(x[:, -1], head)[:, :sayable].float()
             next_ids = choose(logits, temperature, top_k, top_p, generator)
             ids = torch.cat((ids, next_ids.unsqueeze(1)), dim=1)
             yield next_ids
 
     def num_params(self):
-        """Trained parameters: {"input", "body", "head", "total"}. A tied table counts as input; a
-        position table as body."""
+        """Trained parameters: {"input", "body", "head", "total"}. What is shared counts once, as
+        input; a position table as body."""
         total = sum(p.numel() for p in self.parameters())
         inputs = sum(p.numel() for p in self.transformer.wte.parameters())
-        head = 0 if self.config.head == "tied" else self.lm_head.weight.numel()
+        head = 0
+        if self.config.head != "tied":
+            head = sum(p.numel() for p in self.lm_head.parameters())
+        if self.config.head_bias:
+            head += self.head_bias.numel()
         return {"input": inputs, "body": total - inputs - head, "head": head, "total": total}
 
     def table_bytes(self):
@@ -317,11 +402,12 @@ class GPT(nn.Module):
     @torch.no_grad()
     def input_norm(self):
         """Mean norm of the table's rows, or of the rows of the projection as d x D; None where the
-        input has no weights."""
-        weight = getattr(self.transformer.wte, "weight", None)
+        input has no such weights."""
+        wte = self.transformer.wte
+        weight = getattr(wte, "weight", None)
         if weight is None:
             return None
-        if self.config.code == "learned":
+        if isinstance(wte, nn.Embedding):
             return weight[:self.config.vocab_size].norm(dim=1).mean().item()
         return weight.norm(dim=0).mean().item()
 

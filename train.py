@@ -25,6 +25,7 @@ from lib.common import InputError, clock, run
 from lib.config import check, compose, explain
 from lib.data import Data, sequence_blocks, text_bytes, to_device
 from lib.estimate import dry_run
+from lib.evaluate import evaluate, save_evaluation
 from lib.machine import (StopRequest, autocast, describe_machine, is_restart, join_ranks,
                          leave_ranks, this_place, world_size)
 from lib.report import loss_picture
@@ -92,13 +93,18 @@ def train_step(step, forward, model, optimizer, data, config, place):
     return loss, norm, crc
 
 
+def validation_blocks(data, config):
+    """The blocks that every validation reads: about eval_tokens, evenly over the split."""
+    count = max(1, min(config.eval_tokens // config.block_size, data.blocks("val")))
+    return [i * data.blocks("val") // count for i in range(count)]
+
+
 @torch.no_grad()
 def validate(forward, data, config, place):
     """Mean loss in nats and bits per byte over a fixed set of validation blocks, dealt to the ranks
     and summed in float64."""
-    count = max(1, min(config.eval_tokens // config.block_size, data.blocks("val")))
-    spread = [i * data.blocks("val") // count for i in range(count)]  # evenly over the split
-    mine, width = spread[place.rank::place.world], text_bytes(data.tokenizer)
+    mine = validation_blocks(data, config)[place.rank::place.world]
+    width = text_bytes(data.tokenizer)
     sums = torch.zeros(3, dtype=torch.float64)  # nats, tokens, bytes
     forward.eval()
     for i in range(0, len(mine), config.batch_size):
@@ -115,6 +121,20 @@ def validate(forward, data, config, place):
     forward.train()
     nats, tokens, size = place.sum(sums).tolist()
     return nats / tokens, nats / math.log(2) / size
+
+
+def common_ids(data, config, place):
+    """The distinct input ids of the validation blocks, (n,), and the share of each, (n,)."""
+    ids = data.read("val", validation_blocks(data, config))[:, :-1]
+    distinct, count = np.unique(ids, return_counts=True)
+    distinct = torch.from_numpy(distinct.astype(np.int64))
+    share = torch.from_numpy(count / ids.size).float()
+    return distinct.to(place.device), share.to(place.device)
+
+
+def rms(vectors, share):
+    """Root mean square per coordinate of vectors (n, d), token-weighted by `share` (n,)."""
+    return (share @ vectors.square().mean(1)).sqrt().item()
 
 
 def refuse_non_finite(norms, logged, config, advice):
@@ -157,12 +177,14 @@ def main():
     tokens_per_step = sequences * config.block_size
     epochs = config.max_steps * sequences / data.blocks("train")
     counts, peak = model.num_params(), place.peak_flops()
+    counts["in_use"] = model.transformer.wte.params_in_use(data.tokenizer.vocab_size)
     folder.begin({"config": asdict(config), "arm": arm, "params": counts, "data": data.sha256,
                   "world_size": place.world, "tokens_per_step": tokens_per_step, "epochs": epochs}
                  | describe_machine(place.device, place.world))
-    place.say(f"{folder.path}: {arm}, {counts['total']:,} parameters ({counts['input']:,} input, "
-              f"{counts['body']:,} body, {counts['head']:,} head), {tokens_per_step:,} tokens per "
-              f"step, {epochs:.2f} epochs, {config.dtype} on {place.device}")
+    place.say(f"{folder.path}: {arm}, {counts['total']:,} parameters ({counts['input']:,} input of "
+              f"which {counts['in_use']:,} in use, {counts['body']:,} body, {counts['head']:,} "
+              f"head), {tokens_per_step:,} tokens per step, {epochs:.2f} epochs, {config.dtype} on "
+              f"{place.device}")
     if step >= config.max_steps:
         place.say(f"{folder.path} is finished: step {step} of {config.max_steps}; "
                   "--overwrite starts over")
@@ -173,6 +195,9 @@ def main():
     start = logged_at = time.perf_counter()
     first = logged = step
     norms = []  # gradient norms since the last line
+    validated, clipped, speed = step, 0, None  # of the last validation; and since then
+    common, share = common_ids(data, config, place)
+    embed = torch.no_grad()(model.transformer.wte)
 
     while True:
         if validation_due:
@@ -181,13 +206,20 @@ def main():
             if not math.isfinite(loss):
                 raise InputError(f"step {step}: the validation loss is {loss}; {advice}")
             folder.log({"step": step, "val_loss": loss, "val_ppl": math.exp(loss),
-                        "val_bpb": bits_per_byte, "input_norm": model.input_norm()})
+                        "val_bpb": bits_per_byte, "input_norm": model.input_norm(),
+                        "input_rms": rms(embed(common), share), "input_speed": speed,
+                        "clipped": clipped / max(1, step - validated)})
             place.say(f"step {step}/{config.max_steps} | validation loss {loss:.4f} nats, "
                       f"perplexity {math.exp(loss):.2f}, {bits_per_byte:.4f} bits/byte")
             folder.best = min(folder.best, [loss, step])
             folder.save(step, model, optimizer)
             if place.rank == 0:
                 loss_picture(folder.records, config.name, folder.path / "loss.png")
+            if step >= config.max_steps:
+                scores = evaluate(model, data, config, place, epochs)
+                if place.rank == 0:
+                    save_evaluation(folder.path / "eval.npz", scores)
+            validated, clipped = step, 0
             logged_at += time.perf_counter() - before
         elif stopping:
             refuse_non_finite(norms, logged, config, advice)
@@ -195,18 +227,22 @@ def main():
         if stopping or step >= config.max_steps:
             break
 
+        validation_due = (step + 1) % config.eval_interval == 0 or step + 1 == config.max_steps
+        old = embed(common) if validation_due else None
         loss, norm, crc = train_step(step, forward, model, optimizer, data, config, place)
+        if validation_due:  # how far this step moved the input, measured, not derived
+            speed = rms(embed(common) - old, share) / max(rms(old, share), 1e-30)
         norms.append(norm)
         step += 1
 
         stopping = bool(stop.received) and place.world == 1
-        validation_due = step % config.eval_interval == 0 or step == config.max_steps
         if step % config.log_interval == 0 or step == 1 or validation_due:
             # ranks hear of a signal at different moments, so they agree on it here
             sums = [loss.item(), crc, len(stop.received)]
             loss, crc, signals = place.sum(torch.tensor(sums, dtype=torch.float64)).tolist()
             stopping = stopping or signals > 0
             refuse_non_finite(norms, logged, config, advice)
+            clipped += sum(n.item() > config.grad_clip > 0 for n in norms)
             now, lr = time.perf_counter(), learning_rate(step - 1, config)
             seconds = (now - logged_at) / (step - logged)
             rate = tokens_per_step / seconds

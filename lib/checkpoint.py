@@ -94,9 +94,14 @@ def build_model(config, tok):
     keys = {f.name for f in fields(GPTConfig)} & config.keys()
     chosen = {key: config[key] for key in keys} | {"vocab_size": tok.vocab_size}
     try:
-        return GPT(GPTConfig(**chosen), tokenizer.token_bytes(tok))
+        model = GPT(GPTConfig(**chosen), tokenizer.token_bytes(tok))
     except ValueError as error:
         raise InputError(str(error)) from None
+    mult = config.get("embed_lr_mult", 1)
+    if mult != 1 and not any(True for _ in model.transformer.wte.parameters()):
+        raise InputError(f"embed_lr_mult={mult}: this input has no weights (code={config['code']}, "
+                         f"lift={config['lift']})")
+    return model
 
 
 def load_model(run, device="cpu"):

@@ -20,7 +20,8 @@ from lib.common import InputError
 ROOT = Path(__file__).resolve().parent.parent
 
 # The keys that make an arm. Runs that are compared may differ in these, in seed and in name.
-ARM_KEYS = ("code", "lift", "head", "pos_dim", "embed_std", "embed_lr_mult", "code_form")
+ARM_KEYS = ("code", "lift", "head", "head_bias", "pos_dim", "rows", "rank", "code_width", "buckets",
+            "embed_std", "embed_lr_mult", "code_form")
 
 
 @dataclass
@@ -41,12 +42,17 @@ class Config:
     dropout: float = 0.0
     bias: bool = False
     positions: str = "learned"      # or rotary
-    code: str = "learned"           # the arm: this key and the next six; model.py explains them
+    code: str = "learned"           # the arm: this key and those down to code_form
     lift: str = "none"              # none (learned), tile or linear
-    head: str = "tied"              # table: V x d of its own; tied: its rows are the input's
-    pos_dim: int = 16               # P: how many bytes of a token kron and its kin see
+    head: str = "tied"              # table: V x d; tied: the input's rows; code: its own W
+    head_bias: bool = False         # a trained number per token, added to its logit
     embed_std: float = 0.0          # rms of the input per coordinate at the start; 0: natural
     embed_lr_mult: float = 1.0      # the input's learning rate over the rest's; its decay is / this
+    pos_dim: int = 16               # P: how many bytes of a token kron and its kin see
+    rows: int = 0                   # of W (random, hash, trigram); 0: 4,096 (random: 256 P)
+    rank: int = 0                   # r (lowrank); 0: 62
+    code_width: int = 0             # D (phase); 0: 1,536
+    buckets: int = 0                # m (qr); 0: ceil(sqrt V)
     code_form: str = "on_the_fly"   # or table: the same vectors
     learning_rate: float = 6e-4     # at the peak
     min_lr: float = 6e-5            # at the last step
@@ -213,9 +219,6 @@ def check(config, world):
             raise InputError(f"{key}={getattr(config, key)}: must be positive")
     if "/" in config.name or config.name.startswith("."):
         raise InputError(f"name='{config.name}' is not a plain folder name")
-    if config.embed_lr_mult != 1 and (config.head == "tied" or config.lift == "tile"):
-        raise InputError(f"embed_lr_mult={config.embed_lr_mult}: this input has no weights of its "
-                         f"own (code={config.code}, lift={config.lift}, head={config.head})")
     sequences = config.batch_size * config.gradient_accumulation_steps
     mine = sequences // world
     if sequences % world or mine % min(config.batch_size, mine):

@@ -1,4 +1,5 @@
 """What a run stands on: ranks, their device, and what results are quoted with."""
+import hashlib
 import os
 import platform
 import shlex
@@ -133,8 +134,16 @@ def git(*args):
     return done.stdout.strip()
 
 
+def code_hash():
+    """A hash of the files that decide a run's numbers: 12 hex digits."""
+    digest = hashlib.sha256()
+    for name in ("codes.py", "rivals.py", "model.py", "train.py", "lib/config.py", "lib/data.py"):
+        digest.update((ROOT / name).read_bytes())
+    return digest.hexdigest()[:12]
+
+
 def describe_machine(device, world):
-    """Hardware, versions, commit, command and date: what results are quoted with."""
+    """Hardware, versions, commit, code, command, date: what results are quoted with."""
     if device.type == "cuda":
         hardware = f"{world} x {torch.cuda.get_device_name(device)}"
     else:
@@ -147,6 +156,6 @@ def describe_machine(device, world):
         commit = "unknown"
     return {
         "hardware": hardware, "python": platform.python_version(), "torch": torch.__version__,
-        "commit": commit,
+        "commit": commit, "code_hash": code_hash(),
         "command": shlex.join(["python", os.path.basename(sys.argv[0]), *sys.argv[1:]]),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds")}

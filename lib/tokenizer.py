@@ -13,6 +13,7 @@ import binascii
 import functools
 import itertools
 import re
+import unicodedata
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -214,3 +215,17 @@ def token_bytes(tokenizer):
     Not `decode([id]).encode()`: 344 of GPT-2's tokens are no UTF-8 on their own, and 340 ids would share a string with others.
     """
     return tokenizer.tokens + [END_OF_TEXT.encode()]
+
+
+def script_of(text):
+    """The script of a token's text: that of its letters ("Latin", "Devanagari", ...; "mixed" where
+    there are several), else "digits", "space", "punctuation", or "bytes" for what is no UTF-8."""
+    scripts = {unicodedata.name(c, "other").split()[0].capitalize() for c in text
+               if unicodedata.category(c)[0] in "LM"}
+    if scripts:
+        return scripts.pop() if len(scripts) == 1 else "mixed"
+    if "\ufffd" in text:
+        return "bytes"
+    if any(c.isdigit() for c in text):
+        return "digits"
+    return "punctuation" if text.strip() else "space"

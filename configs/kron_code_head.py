@@ -1,0 +1,5 @@
+# No V-sized trained table at all: the head is a second Kronecker module with its own W.
+code = "kron"
+lift = "linear"
+head = "code"
+pos_dim = 16

@@ -1,0 +1,5 @@
+# kron without centring: no common direction through which idle rows move all tokens.
+code = "kron_raw"
+lift = "linear"
+head = "table"
+pos_dim = 16

@@ -1,0 +1,5 @@
+# Control for spelling: kron's codes, dealt to other tokens of equal length and similar frequency.
+code = "kron_shuffled"
+lift = "linear"
+head = "table"
+pos_dim = 16

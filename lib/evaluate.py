@@ -1,0 +1,106 @@
+"""The whole validation split, scored at a run's last step: eval.npz, a few kB that say where the
+loss is. compare.py draws documents from it, probe.py tokens reads its groups.
+
+    doc_nats, doc_tokens, doc_bytes (N,)   of each document (of neighbouring ones, past 5,000)
+    seen_nats, seen_tokens                 by how often training saw the current input token: bin 0
+                                           never, bin k 2^(k-1) <= times < 2^k
+    length_nats, length_tokens             by the input token's length in bytes
+    script_names, script_nats, script_tokens    by its script
+    shared_nats, shared_tokens (2,)        by whether its first P bytes are another token's as well
+"""
+import io
+from collections import Counter
+
+import numpy as np
+import torch
+
+from lib import tokenizer
+from lib.common import write_atomic
+from lib.data import text_bytes, to_device
+from lib.machine import autocast
+
+MOST_DOCUMENTS = 5_000
+
+
+@torch.no_grad()
+def score_validation(model, data, config, place):
+    """Nats of every token of the validation split but the first, given what stands before it in its
+    block: (nats (n,), tokens (n + 1,)). Blocks are dealt to the ranks; all get the whole."""
+    tokens, T = np.array(data.map("val")), config.block_size
+    n = len(tokens) - 1
+    # the last block ends with the text; what it shares with the one before is scored there
+    starts = [*range(0, n - T + 1, T)]
+    starts += [n - T] if n % T else []
+    nats = torch.zeros(n, dtype=torch.float64)
+    mine = starts[place.rank::place.world]
+    model.eval()
+    for i in range(0, len(mine), config.batch_size):
+        some = mine[i:i + config.batch_size]
+        x, y = to_device(np.stack([tokens[s:s + T + 1] for s in some]), place.device)
+        with autocast(place.device, config.dtype):
+            scored = model(x, y, per_token=True).double().cpu()  # (B, T)
+        for start, row in zip(some, scored):
+            first = start if start % T == 0 else n - n % T
+            nats[first:start + T] = row[first - start:]
+    model.train()
+    return place.sum(nats).numpy(), tokens
+
+
+def groups(of_token, nats, count):
+    """Sums of per-id nats and counts (V,) by a group number per id (V,): (nats, tokens), (G,)."""
+    return np.bincount(of_token, nats), np.bincount(of_token, count).astype(np.int64)
+
+
+def training_counts(data, epochs, chunk=2**24):
+    """How often each id stands in what a run of `epochs` reads, (V,), as expected from all text."""
+    tokens, count = data.map("train"), np.zeros(data.tokenizer.vocab_size)
+    for start in range(0, len(tokens), chunk):
+        part = tokens[start:start + chunk]
+        count += np.bincount(part, minlength=len(count))
+    return count * epochs
+
+
+def by_document(tokens, eot, nats, size):
+    """Sums over documents: (nats, tokens, bytes). A document ends with `eot`, which counts as its
+    last token; past MOST_DOCUMENTS, neighbours are taken together."""
+    document = np.cumsum(tokens == eot)[:-1]  # of each token from the second on
+    document = document - document[0]
+    together = -(-(document[-1] + 1) // MOST_DOCUMENTS)
+    document = document // together
+    return (np.bincount(document, nats), np.bincount(document),
+            np.bincount(document, size[tokens[1:]]).astype(np.int64))
+
+
+def evaluate(model, data, config, place, epochs):
+    """Score the validation split; returns the arrays of eval.npz (see above)."""
+    nats, tokens = score_validation(model, data, config, place)
+    tok = data.tokenizer
+    raw, V = tokenizer.token_bytes(tok), tok.vocab_size
+    given = tokens[:-1]  # the input token that stood before each scored one
+    token_nats = np.bincount(given, nats, minlength=V)
+    token_count = np.bincount(given, minlength=V)
+
+    seen = np.round(training_counts(data, epochs)).astype(np.int64)
+    seen_bin = np.where(seen > 0, np.floor(np.log2(np.maximum(seen, 1))) + 1, 0).astype(int)
+    length = np.array([len(spelled) for spelled in raw])
+    scripts = [tokenizer.script_of(spelled.decode(errors="replace")) for spelled in raw]
+    names = sorted(set(scripts))
+    script = np.array([names.index(name) for name in scripts])
+    holders = Counter(spelled[:config.pos_dim] for spelled in raw)
+    shared = np.array([int(holders[spelled[:config.pos_dim]] > 1) for spelled in raw])
+
+    found = {"script_names": np.array(names)}
+    found["doc_nats"], found["doc_tokens"], found["doc_bytes"] = by_document(
+        tokens, tok.eot, nats, text_bytes(tok))
+    for what, group in (("seen", seen_bin), ("length", length), ("script", script),
+                        ("shared", shared)):
+        found[f"{what}_nats"], found[f"{what}_tokens"] = groups(group, token_nats, token_count)
+    return {name: x.astype(np.float32) if x.dtype == np.float64 else x
+            for name, x in found.items()}
+
+
+def save_evaluation(path, arrays):
+    """Write eval.npz, whole or not at all."""
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)
+    write_atomic(path, lambda file: file.write(buffer.getvalue()))
