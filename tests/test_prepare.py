@@ -15,6 +15,7 @@ import pytest
 
 import prepare
 from conftest import command, error_line, script, tree
+from lib import bins, sources
 from lib.tokenizer import from_state, token_bytes, train_bpe
 
 
@@ -57,7 +58,7 @@ def test_docstrings(data_dir):
     everything = found["train"] + found["val"]
     assert len(everything) == len(set(everything))
     assert 0.015 < len(found["val"]) / len(everything) < 0.025
-    assert all(prepare.is_validation(text, 0.02) == (split == "val") for split in found for text in found[split])
+    assert all(bins.is_validation(text, 0.02) == (split == "val") for split in found for text in found[split])
     own = [ast.get_docstring(ast.parse(open(module.__file__).read())) for module in (ast, gzip, json)]
     assert set(own) <= set(everything)
 
@@ -66,7 +67,7 @@ def test_documents_come_back(small_data, docs):
     """The bins decode to the documents, in order, each followed by <|endoftext|>; a document's hash alone decides its side."""
     _, _, found = check(small_data / "data" / "small")
     for split, is_val in (("train", False), ("val", True)):
-        assert found[split] == [text for text in docs if prepare.is_validation(text, 0.1) == is_val]
+        assert found[split] == [text for text in docs if bins.is_validation(text, 0.1) == is_val]
     assert not set(found["train"]) & set(found["val"])
 
 
@@ -82,16 +83,16 @@ def test_ids_fit_their_type(tmp_path, bpe, V, dtype):
     class Padded:  # the trained BPE with ids moved to the end of a vocabulary of V
         vocab_size, eot = V, V - 1
         encode_batch = staticmethod(lambda texts, threads: bpe.encode_batch(texts, threads))
-    sources = [prepare.local("one", None, lambda: iter([("some text", 1.0)]))]
-    prepare.encode(tmp_path, sources, Padded, 0.02, dict.fromkeys(("train", "val"), float("inf")), prepare.new_state(sources))
+    one = [sources.local("one", None, lambda: iter([("some text", 1.0)]))]
+    bins.encode(tmp_path, one, Padded, 0.02, dict.fromkeys(("train", "val"), float("inf")), bins.new_state(one))
     ids = np.fromfile(tmp_path / "train.bin", dtype)
-    assert prepare.id_type(Padded) == dtype and ids.tolist() == [*bpe.encode("some text"), V - 1]
+    assert bins.id_type(Padded) == dtype and ids.tolist() == [*bpe.encode("some text"), V - 1]
 
 
 def test_every_kind_of_file_gives_the_same_documents(tmp_path, call, docs):
     """.txt .md .jsonl .jsonl.gz .parquet with the same documents, a column of another name too:
     the same bins and the same tokenizer."""
-    pieces = list(prepare.plain_text(enumerate("\n\n".join(docs).splitlines(keepends=True))))
+    pieces = list(sources.plain_text(enumerate("\n\n".join(docs).splitlines(keepends=True))))
     rows = "".join(json.dumps({"id": i, "text": text}) + "\n" for i, text in enumerate(pieces))
     assert len(pieces) > 10
     for name in ("a.txt", "a.md"):
@@ -119,7 +120,7 @@ def test_many_files_and_gpt2(tmp_path, call, gpt2, docs):
                 cwd=tmp_path) == 0
     _, tok, found = check(tmp_path / "data" / "both")
     assert tok.vocab_size == 50257
-    assert found["val"] == [text for text in docs[::2] + docs[1::2] if prepare.is_validation(text, 0.1)]
+    assert found["val"] == [text for text in docs[::2] + docs[1::2] if bins.is_validation(text, 0.1)]
 
 
 def test_equal_documents_stay_on_one_side(tmp_path, call, docs):

@@ -19,6 +19,7 @@ import pytest
 import prepare
 from conftest import ROOT, command, error_line, tree
 from hub import REVISION, Hub
+from lib import bins, sources
 from test_prepare import check, documents, load
 
 # prepare.py with small batches, a state after each and short waits: what takes minutes at size takes a second here.
@@ -26,9 +27,10 @@ FAST = """
 import sys, time
 sys.path.insert(0, {root!r})
 import prepare
+from lib import bins, sources
 sys.argv[0], sleep = "prepare.py", time.sleep
 time.sleep = lambda seconds: sleep(seconds / 200)
-prepare.ROWS, prepare.BATCH, prepare.SAVE_EVERY = 20, 20_000, 0
+sources.ROWS, sources.BATCH, bins.SAVE_EVERY = 20, 20_000, 0
 prepare.run(prepare.main)
 """
 
@@ -51,7 +53,7 @@ def last_line(stderr):
     return lines[-1]
 
 
-def bins(folder):
+def both(folder):
     return [(folder / f"{split}.bin").read_bytes() for split in ("train", "val")]
 
 
@@ -67,7 +69,7 @@ def shards(tmp_path_factory, docs):
             part = texts[i * len(texts) // parts:(i + 1) * len(texts) // parts]
             pq.write_table(pa.table({"id": range(len(part)), "text": part}), folder / name / f"{name}{i}.parquet",
                            row_group_size=64)
-    return {prepare.HUB["fineweb-edu"]: folder / "f", prepare.HUB["cosmopedia"]: folder / "c"}
+    return {sources.HUB["fineweb-edu"]: folder / "f", sources.HUB["cosmopedia"]: folder / "c"}
 
 
 @pytest.fixture(scope="module")
@@ -96,9 +98,9 @@ def test_stream(undisturbed, docs):
     meta, tok, found = check(undisturbed)
     assert 30e3 <= meta["tokens"]["train"] < 34e3 and 2e3 <= meta["tokens"]["val"] < 6e3
     assert not set(found["train"]) & set(found["val"])
-    assert all(prepare.is_validation(text, 2 / 32) == (split == "val") for split in found for text in found[split])
+    assert all(bins.is_validation(text, 2 / 32) == (split == "val") for split in found for text in found[split])
     ours = [text for text in found["train"] if text in set(docs)]
-    wanted = [text for text in docs if not prepare.is_validation(text, 2 / 32)]
+    wanted = [text for text in docs if not bins.is_validation(text, 2 / 32)]
     assert ours == wanted[:len(ours)] and len(ours) > 50
     assert meta["sources"]["fineweb-edu"]["position"]["revision"] == REVISION
     assert meta["sample"]["characters"] > 100_000 and tok.name == "bpe:400"
@@ -144,7 +146,7 @@ def test_killed_and_continued(hub, undisturbed, tmp_path):
         file.write(b"half a chunk")
     done = go(*JOB, cwd=tmp_path, **hub.environment)
     assert "going on with data/x.partial at" in done.stdout and "trained on" not in done.stdout
-    assert bins(tmp_path / "data" / "x") == bins(undisturbed)
+    assert both(tmp_path / "data" / "x") == both(undisturbed)
     assert check(tmp_path / "data" / "x")[1].state == check(undisturbed)[1].state
 
 
@@ -187,7 +189,7 @@ def test_twenty_random_kills(hub, undisturbed, tmp_path):
     while len(stood) < 20:
         was_running = killed(JOB, tmp_path, 1 + rng.random() * 3, **hub.environment)
         if (data / "x").exists():  # it came to its end, or died on its way out
-            assert bins(data / "x") == bins(undisturbed)
+            assert both(data / "x") == both(undisturbed)
             subprocess.run(["rm", "-r", str(data)], check=True)
             continue
         assert was_running
@@ -197,7 +199,7 @@ def test_twenty_random_kills(hub, undisturbed, tmp_path):
             subprocess.run(["rm", "-r", str(data)], check=True)
     print("killed at", stood, "tokens")
     go(*JOB, cwd=tmp_path, **hub.environment)
-    assert bins(tmp_path / "data" / "x") == bins(undisturbed)
+    assert both(tmp_path / "data" / "x") == both(undisturbed)
 
 
 def test_network_gone(hub, undisturbed, tmp_path):
@@ -208,14 +210,14 @@ def test_network_gone(hub, undisturbed, tmp_path):
         done = go(*JOB, cwd=tmp_path, status=2, **hub.environment)
         line = last_line(done.stderr)
         assert "cannot stream HuggingFace" in line and "data/x.partial is kept" in line
-        assert len(re.findall(r"trying again in (\d+) s", done.stderr)) == len(prepare.WAITS)
+        assert len(re.findall(r"trying again in (\d+) s", done.stderr)) == len(sources.WAITS)
         elsewhere = tmp_path / "elsewhere"
         elsewhere.mkdir()
         assert "cannot stream" in last_line(go(*JOB, cwd=elsewhere, status=2, **hub.environment).stderr) and not tree(elsewhere)
     finally:
         hub.down = False
     go(*JOB, cwd=tmp_path, **hub.environment)
-    assert bins(tmp_path / "data" / "x") == bins(undisturbed)
+    assert both(tmp_path / "data" / "x") == both(undisturbed)
 
 
 def test_disk_full(hub, undisturbed, tmp_path):
@@ -230,7 +232,7 @@ def test_disk_full(hub, undisturbed, tmp_path):
         if status:
             assert ("data/x.partial is kept" in last_line(done.stderr)
                     and (tmp_path / "data" / "x.partial" / "state.json").exists())
-    assert bins(tmp_path / "data" / "x") == bins(undisturbed)
+    assert both(tmp_path / "data" / "x") == both(undisturbed)
 
 
 def test_short_stream(hub, tmp_path, docs):
@@ -255,9 +257,9 @@ def test_local_text_continues_too(tmp_path, docs):
     (tmp_path / "a.jsonl").write_text(rows)
     killed_at(job, tmp_path, 20_000)
     go(*job, cwd=tmp_path)
-    once = bins(tmp_path / "data" / "x")
+    once = both(tmp_path / "data" / "x")
     go(*job, "--overwrite", cwd=tmp_path)
-    assert bins(tmp_path / "data" / "x") == once
+    assert both(tmp_path / "data" / "x") == once
     subprocess.run(["rm", "-r", str(tmp_path / "data")], check=True)
     killed_at(job, tmp_path, 20_000)
     (tmp_path / "a.jsonl").write_text(rows[:-1])
@@ -266,8 +268,8 @@ def test_local_text_continues_too(tmp_path, docs):
 
 def test_positions(hub, docs, monkeypatch):
     """A source read on from any of its positions gives exactly what follows, across shards and row groups."""
-    monkeypatch.setattr(prepare, "BATCH", 20_000)
-    source = prepare.local("x", None, lambda: ((text, 0.0) for text in docs))
+    monkeypatch.setattr(sources, "BATCH", 20_000)
+    source = sources.local("x", None, lambda: ((text, 0.0) for text in docs))
     whole = list(source.read(None))
     assert len(whole) > 5 and [text for texts, _, _ in whole for text in texts] == docs
     for i, (_, _, position) in enumerate(whole):
@@ -290,9 +292,9 @@ def test_memory_is_bounded(hub, tmp_path, tmp_path_factory, docs):
     with pq.ParquetWriter(folder / "0.parquet", pa.schema([("text", pa.string())])) as writer:
         for i in range(600):  # 600 row groups of 1,000 different documents, 160 MB
             writer.write_table(pa.table({"text": [f"{i} {j} {docs[j % len(docs)]}" for j in range(1000)]}))
-    with Hub({prepare.HUB["fineweb-edu"]: folder}) as long:
+    with Hub({sources.HUB["fineweb-edu"]: folder}) as long:
         args = command("prepare.py", "fineweb-edu", "--name=x", "--tokens=20e6", "--tokenizer=unicode", "--allow_short")
         process = subprocess.Popen(args, cwd=tmp_path, env=os.environ | long.env(tmp_path / "home"), stderr=subprocess.DEVNULL)
         _, status, usage = os.wait4(process.pid, 0)
-    print(f"peak {usage.ru_maxrss / 1024:,.0f} MB for {sum(map(len, bins(tmp_path / 'data' / 'x'))) / 1e6:,.0f} MB of ids")
+    print(f"peak {usage.ru_maxrss / 1024:,.0f} MB for {sum(map(len, both(tmp_path / 'data' / 'x'))) / 1e6:,.0f} MB of ids")
     assert status == 0 and usage.ru_maxrss / 1024 < 1000
