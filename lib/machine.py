@@ -1,4 +1,5 @@
 """What a run stands on: ranks, their device, and what results are quoted with."""
+import ast
 import hashlib
 import os
 import platform
@@ -134,12 +135,28 @@ def git(*args):
     return done.stdout.strip()
 
 
+DECISIVE = ("codes.py", "rivals.py", "model.py", "train.py", "lib/config.py", "lib/data.py")
+
+
 def code_hash():
-    """A hash of the files that decide a run's numbers: 12 hex digits."""
+    """A hash of the code that decides a run's numbers, 12 hex digits: of its statements, so that
+    comments, docstrings, layout and what only `python codes.py` runs do not count."""
     digest = hashlib.sha256()
-    for name in ("codes.py", "rivals.py", "model.py", "train.py", "lib/config.py", "lib/data.py"):
-        digest.update((ROOT / name).read_bytes())
+    for name in DECISIVE:
+        tree = ast.parse((ROOT / name).read_bytes())
+        for node in ast.walk(tree):
+            body = getattr(node, "body", None)
+            if isinstance(body, list):
+                node.body = [statement for statement in body if not is_aside(statement)]
+        digest.update(ast.unparse(tree).encode())
     return digest.hexdigest()[:12]
+
+
+def is_aside(statement):
+    """Whether a statement is a docstring or the `if __name__ == "__main__"` of a script."""
+    if isinstance(statement, ast.Expr):
+        return isinstance(statement.value, ast.Constant)
+    return isinstance(statement, ast.If) and "__name__" in ast.unparse(statement.test)
 
 
 def describe_machine(device, world):
