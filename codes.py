@@ -13,12 +13,13 @@ To add an arm, write a class like these (`forward(ids)`, `reset_parameters` if s
 and name it in `CODES`. Its constructor takes by name what it needs of `make_embedding`'s options.
 """
 import hashlib
-import math
 
 import numpy as np
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+
+from lib.gf2 import affine_code, draw_affine
 
 
 def draw(seed, name, shape):
@@ -86,65 +87,6 @@ def binary_code(ids, bits):
     return ((ids.unsqueeze(-1) >> torch.arange(bits, device=ids.device)) & 1).float()
 
 
-def ids_of(code):
-    """The inverse of `binary_code`. (..., K) -> (...) int64."""
-    return (code.long() << torch.arange(code.size(-1), device=code.device)).sum(-1)
-
-
-def affine_code(code, A, b):
-    """A c + b over GF(2), a bijection of {0, 1}^K if A is invertible. 2605.09751.
-
-    (..., K) float, (K, K), (K,) -> (..., K) float. Integers up to K are exact in every float format
-    in use, so a matrix product and a remainder are arithmetic over GF(2).
-    """
-    return (code @ A.to(code.dtype).T + b).to(code.dtype) % 2
-
-
-def affine_decode(code, A, b):
-    """The x with `affine_code(x, A, b) == code`: A^-1 (c + b). Same shapes.
-
-    ValueError if A is not invertible.
-    """
-    return affine_code((code + b) % 2, gf2_inverse(A), torch.zeros_like(b))
-
-
-def gf2_inverse(A):
-    """Inverse of a (K, K) matrix of 0 and 1 over GF(2), by Gauss-Jordan elimination.
-
-    ValueError if there is none.
-    """
-    K = len(A)
-    M = torch.cat([A.bool(), torch.eye(K, dtype=torch.bool, device=A.device)], dim=1)
-    for j in range(K):
-        pivots = M[j:, j].nonzero()
-        if not len(pivots):
-            raise ValueError("the matrix has no inverse over GF(2)")
-        pivot = j + int(pivots[0])
-        M[[j, pivot]] = M[[pivot, j]]
-        others = M[:, j].clone()
-        others[j] = False
-        M[others] ^= M[j]
-    return M[:, K:].to(A.dtype)
-
-
-def draw_affine(bits, seed):
-    """A uniform over GL(K, 2) and b uniform over GF(2)^K: ((K, K), (K,)) uint8, a pure function of
-    (bits, seed).
-
-    Uniform matrices are drawn until one is invertible, so all invertible ones are equally likely;
-    about 29 % of draws are.
-    """
-    rng = np.random.RandomState(seed)  # its stream is frozen: equal in every numpy version
-    b = torch.from_numpy(rng.randint(0, 2, bits).astype(np.uint8))
-    while True:
-        A = torch.from_numpy(rng.randint(0, 2, (bits, bits)).astype(np.uint8))
-        try:
-            gf2_inverse(A)
-            return A, b
-        except ValueError:
-            pass
-
-
 def tile(code, width):
     """The whole code repeated, [c, c, ...], the last copy cut. (..., K) -> (..., width)."""
     return code.repeat(*[1] * (code.dim() - 1), -(-width // code.size(-1)))[..., :width]
@@ -166,7 +108,7 @@ class BinaryEmbedding(FixedCode):
             self.weight = nn.Parameter(torch.empty(self.bits, embedding_dim))
         codes = self.code(torch.arange(vocab_size, device="cpu"))
         codes = tile(codes, embedding_dim) if lift == "tile" else codes
-        self.natural_std = codes.square().mean().sqrt().item()
+        self.natural_std = codes.square().mean().sqrt().item() or 1.0  # 0 only where V = 1
         self.std = std or self.natural_std
         self.scale = self.std / self.natural_std
         self.set_form(form)
@@ -231,12 +173,11 @@ def pack_bytes(token_bytes, count, pos_dim):
 
 
 def kron_levels(pos_dim, D):
-    """The two values that z takes for a token of L bytes: (scale, shift), (P + 1,) float32 each,
-    indexed by L.
+    """(scale, shift), (P + 1,) float32 each, indexed by a token's length L: its code z is scale +
+    shift in the L entries where it has a byte, and shift in the D - L others.
 
-    kappa is s = 1/sqrt(L) in L of its D entries and 0 elsewhere, so z = (kappa - mean) /
-    (std + 1e-6), std unbiased, is scale[L] + shift[L] there and shift[L] elsewhere. L = 0 gives the
-    zero vector. 2605.29459, worked out.
+    kappa is s = 1/sqrt(L) in the former and 0 in the latter; z = (kappa - mean) / (std + 1e-6), std
+    unbiased. 2605.29459, worked out. L = 0 gives the zero vector.
     """
     L = torch.arange(1, pos_dim + 1, dtype=torch.float64)
     s = L**-0.5
@@ -350,3 +291,9 @@ def once_per_id(vectors, ids):
 # name: class. rivals.py has more.
 CODES = {"learned": LearnedEmbedding, "binary": BinaryEmbedding, "affine": AffineEmbedding,
          "kron": KroneckerEmbedding}
+
+
+if __name__ == "__main__":  # python codes.py [WORD...] [--out=FILE.png]: what these codes are
+    from lib.common import run
+    from lib.show import main
+    run(main)

@@ -15,8 +15,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from codes import CODES as PAPERS
-from codes import draw
+from codes import CODES as PAPERS, draw
 from rivals import RIVALS
 
 CODES = PAPERS | RIVALS
@@ -52,49 +51,16 @@ class GPTConfig:
         50,304."""
         return -(-self.vocab_size // 64) * 64
 
-    def check(self):
-        """ValueError, in one line, if no model can be built from this."""
-        for key in ("vocab_size", "block_size", "n_layer", "n_head", "n_embd", "pos_dim"):
-            if getattr(self, key) < 1:
-                raise ValueError(f"{key}={getattr(self, key)}: must be at least 1")
-        for key in ("rows", "rank", "code_width", "buckets"):
-            if getattr(self, key) < 0:
-                raise ValueError(f"{key}={getattr(self, key)}: must be 0 (the default) or more")
-        known = {"code": CODES, "positions": ("learned", "rotary"),
-                 "head": ("table", "tied", "code"), "code_form": ("on_the_fly", "table")}
-        for key, values in known.items():
-            if getattr(self, key) not in values:
-                raise ValueError(f"{key}='{getattr(self, key)}': must be one of "
-                                 f"{', '.join(values)}")
-        lifts = CODES[self.code].lifts
-        if self.lift not in lifts:
-            raise ValueError(f"lift='{self.lift}': code '{self.code}' takes {' or '.join(lifts)}")
-        if self.head != "table" and self.lift not in CODES[self.code].head_lifts:
-            raise ValueError(f"head='{self.head}': code '{self.code}' with lift '{self.lift}' "
-                             "cannot be a head; set head='table'")
-        if self.head == "code" and self.code == "learned":
-            raise ValueError("head='code': a learned table of its own is head='table'")
-        if self.code_form == "table" and not hasattr(CODES[self.code], "set_form"):
-            raise ValueError(f"code_form='table': code '{self.code}' has no fixed code")
-        if self.code_width % 2:
-            raise ValueError(f"code_width={self.code_width}: must be even")
-        if self.n_embd % self.n_head:
-            raise ValueError(f"n_embd={self.n_embd} is not divisible by n_head={self.n_head}")
-        if self.positions == "rotary" and self.n_embd // self.n_head % 2:
-            raise ValueError("positions='rotary' needs an even head width, n_embd / n_head = "
-                             f"{self.n_embd // self.n_head}")
-        if self.pos_dim > 255:
-            raise ValueError(f"pos_dim={self.pos_dim}: at most 255, lengths are stored in a byte")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout={self.dropout}: must be in [0, 1)")
-
 
 def make_embedding(config, token_bytes):
-    """The input embedding of a config: a module, ids (...) -> (..., n_embd).
+    """The input embedding of a config: a module, ids (...) -> (..., n_embd). ValueError if its
+    code is unknown or has no such lift; `lib.config.check_shape` checks everything.
 
     The class that CODES names gets those options that its constructor asks for by name. One that
     reads bytes has at least one free slot past the vocabulary.
     """
+    if config.code not in CODES or config.lift not in CODES[config.code].lifts:
+        raise ValueError(f"no code '{config.code}' with lift '{config.lift}'")
     kind = CODES[config.code]
     free_slot = 1 if kind.reads_bytes else 0
     options = asdict(config) | {
@@ -103,25 +69,6 @@ def make_embedding(config, token_bytes):
         "std": config.embed_std or None}
     wanted = inspect.signature(kind).parameters
     return kind(**{name: value for name, value in options.items() if name in wanted})
-
-
-class KVCache:
-    """Keys and values of the positions seen so far, for every layer; filled by one prompt, then one
-    token at a time."""
-
-    def __init__(self, config, batch_size, device, dtype):
-        shape = (config.n_layer, batch_size, config.n_head, config.block_size,
-                 config.n_embd // config.n_head)
-        self.k = torch.empty(shape, device=device, dtype=dtype)
-        self.v = torch.empty(shape, device=device, dtype=dtype)
-        self.length = 0  # positions filled; advanced by the model once all layers have written
-
-    def update(self, layer, k, v):
-        """Store k, v (B, n_head, T, head width) after what is there; returns all of it so far."""
-        end = self.length + k.size(2)
-        self.k[layer, :, :, self.length:end] = k
-        self.v[layer, :, :, self.length:end] = v
-        return self.k[layer, :, :, :end], self.v[layer, :, :, :end]
 
 
 def rotate(x, cos, sin):
@@ -201,13 +148,12 @@ class GPT(nn.Module):
     """ids (B, T), T <= block_size -> logits (B, T, rows of the head), or with targets the mean
     cross-entropy in nats.
 
-    token_bytes: the bytes of every id (`lib.tokenizer.token_bytes`), for codes that read them.
-    ValueError if the config allows no model.
+    token_bytes: the bytes of every id (`lib.tokenizer.token_bytes`), for codes that read them;
+    initialise: False where a checkpoint's weights come next.
     """
 
-    def __init__(self, config, token_bytes=None):
+    def __init__(self, config, token_bytes=None, initialise=True):
         super().__init__()
-        config.check()
         self.config = config
         self.transformer = nn.ModuleDict(dict(
             wte=make_embedding(config, token_bytes),
@@ -231,7 +177,8 @@ class GPT(nn.Module):
         if config.head_bias:
             self.head_bias = nn.Parameter(torch.empty(config.padded_size))
         self.slot = None  # an id past the vocabulary that was given bytes, and can be said
-        self.init_weights()
+        if initialise:
+            self.init_weights()
 
     @torch.no_grad()
     def init_weights(self):
@@ -337,8 +284,7 @@ class GPT(nn.Module):
         x, targets = x.flatten(0, 1), targets.flatten()
         # On a CPU the loss is bound by memory: logits that stay in cache, 4 MB at a time, make it
         # three times as fast.
-        in_pieces = x.device.type == "cpu" or per_token
-        rows = max(1, 2**20 // self.config.padded_size) if in_pieces else len(x)
+        rows = max(1, 2**20 // self.config.padded_size) if x.device.type == "cpu" else len(x)
         reduction = "none" if per_token else "sum"
         pieces = [F.cross_entropy(self.logits(h, head).float(), t, reduction=reduction)
                   for h, t in zip(x.split(rows), targets.split(rows))]
@@ -346,32 +292,6 @@ class GPT(nn.Module):
             return torch.cat(pieces).view_as(ids)
         nats = sum(pieces)
         return nats / (targets != -100).sum()  # cross_entropy leaves out targets of -100
-
-    @torch.no_grad()
-    def generate(self, ids, max_new_tokens, temperature=1.0, top_k=None, top_p=None, generator=None,
-                 use_cache=True):
-        """Continue ids (B, T), 1 <= T <= block_size. Yields the next ids (B,), `max_new_tokens`
-        times. temperature 0 is greedy.
-
-        Past block_size the window slides: the older half of the context is dropped and the rest is
-        read anew, so that a token costs the same on average however long the text. The text does
-        not depend on `use_cache`, only its cost does.
-        """
-        cache, head = None, self.head_rows()
-        sayable = self.config.vocab_size if self.head_code is None else len(head[0])
-        for _ in range(max_new_tokens):
-            if ids.size(1) > self.config.block_size:
-                ids, cache = ids[:, -max(1, self.config.block_size // 2):], None
-            if cache is not None:
-                x = self.hidden(ids[:, -1:], cache)
-            else:
-                if use_cache:
-                    cache = KVCache(self.config, len(ids), ids.device, head[0].dtype)
-                x = self.hidden(ids, cache)
-            logits = self.logits(x[:, -1], head)[:, :sayable].float()
-            next_ids = choose(logits, temperature, top_k, top_p, generator)
-            ids = torch.cat((ids, next_ids.unsqueeze(1)), dim=1)
-            yield next_ids
 
     def num_params(self):
         """Trained parameters: {"input", "body", "head", "total"}. What is shared counts once, as
@@ -385,12 +305,6 @@ class GPT(nn.Module):
             head += self.head_bias.numel()
         return {"input": inputs, "body": total - inputs - head, "head": head, "total": total}
 
-    def table_bytes(self):
-        """Bytes of the table form's V x D codes in float32; 0 on the fly."""
-        width = getattr(self.transformer.wte, "code_width", 0)
-        on_the_fly = self.config.code_form == "on_the_fly"
-        return 0 if on_the_fly else 4 * self.config.padded_size * width
-
     def flops_per_token(self):
         """Floating-point operations of forward and backward: 6 per weight that multiplies, plus
         attention (PaLM, appendix B)."""
@@ -398,32 +312,3 @@ class GPT(nn.Module):
         weights = sum(p.numel() for p in self.transformer.h.parameters())
         weights += c.padded_size * c.n_embd
         return 6 * weights + 12 * c.n_layer * c.n_embd * c.block_size
-
-    @torch.no_grad()
-    def input_norm(self):
-        """Mean norm of the table's rows, or of the rows of the projection as d x D; None where the
-        input has no such weights."""
-        wte = self.transformer.wte
-        weight = getattr(wte, "weight", None)
-        if weight is None:
-            return None
-        if isinstance(wte, nn.Embedding):
-            return weight[:self.config.vocab_size].norm(dim=1).mean().item()
-        return weight.norm(dim=0).mean().item()
-
-
-def choose(logits, temperature, top_k, top_p, generator):
-    """Sample ids (B,) from logits (B, V): greedy at temperature 0, else among the top_k,
-    else within the top_p of the probability."""
-    if temperature == 0:
-        return logits.argmax(-1)
-    logits = logits / temperature
-    if top_k is not None:
-        smallest = logits.topk(min(top_k, logits.size(-1))).values[:, -1:]
-        logits = logits.masked_fill(logits < smallest, -math.inf)
-    probs = logits.softmax(-1)
-    if top_p is not None:
-        ordered, order = probs.sort(-1, descending=True)
-        ordered[ordered.cumsum(-1) - ordered >= top_p] = 0.0  # keeps the id that crosses top_p
-        probs = torch.zeros_like(probs).scatter(-1, order, ordered)
-    return torch.multinomial(probs, 1, generator=generator).squeeze(1)

@@ -1,4 +1,4 @@
-# GPT-2's 124M shape and nanoGPT's recipe for 2.5B tokens of FineWeb-Edu. These are also train.py's defaults.
+# GPT-2's 124M shape and nanoGPT's recipe for 2.5B tokens of FineWeb-Edu: train.py's defaults.
 dataset = "fineweb-edu"
 n_layer = 12
 n_head = 12
