@@ -2,12 +2,12 @@
 
     python train.py configs/tiny.py configs/kron.py          # a small CPU run, out/tiny-kron-s1337
     python train.py configs/tiny.py configs/kron.py --seed=2 --max_steps=500
-    python train.py configs/kron.py --dry_run=8              # what it takes on 8 GPUs; runs nothing
+    python train.py configs/kron.py --dry_run=1x4090         # what it takes there; runs nothing
     torchrun --standalone --nproc_per_node=8 train.py configs/kron.py    # GPT-2 124M on eight GPUs
 
 Config files are plain assignments of literals; they compose left to right, then --key=value. Data
 comes from prepare.py. Everything a run leaves is in out/NAME: ckpt.pt, best.pt, log.jsonl,
-loss.png. The same command again continues a run that was stopped; --overwrite starts over.
+loss.png, eval.npz. The same command again continues a run that was stopped.
 """
 import math
 import sys
@@ -25,10 +25,13 @@ from lib.common import InputError, clock, run
 from lib.config import check, compose, explain
 from lib.data import Data, sequence_blocks, text_bytes, to_device
 from lib.estimate import dry_run
-from lib.evaluate import evaluate, save_evaluation
-from lib.machine import (StopRequest, autocast, describe_machine, is_restart, join_ranks,
-                         leave_ranks, this_place, world_size)
+from lib.hardware import described
+from lib.evaluate import InputWatch, evaluate, input_norm, save_evaluation
+from lib.machine import (StopRequest, autocast, describe_machine, failures_in_one_line,
+                         is_first_here, is_restart, join_ranks, leave_ranks, refuse_non_finite,
+                         slow_step, this_place, world_size)
 from lib.report import loss_picture
+from lib.sampling import one_line_sample
 
 
 def learning_rate(step, config):
@@ -42,24 +45,29 @@ def learning_rate(step, config):
 
 
 def make_optimizer(model, config):
-    """Fused AdamW. Weight decay on matrices only; the input has its own learning rate and,
-    inversely, weight decay."""
+    """Fused AdamW. Weight decay on matrices only. The input, and a head that is tied to it, learn
+    embed_lr_mult times as fast; their decay is divided by that, so that a step shrinks them alike.
+    """
     inputs = {id(p) for p in model.transformer.wte.parameters()}
-    decay, mult = config.weight_decay, config.embed_lr_mult
-    own = {"params": [], "weight_decay": decay / mult, "lr_mult": mult}
-    matrices = {"params": [], "weight_decay": decay, "lr_mult": 1.0}
-    vectors = {"params": [], "weight_decay": 0.0, "lr_mult": 1.0}
+    mult, decay = config.embed_lr_mult, config.weight_decay
+    groups = [{"params": [], "lr_mult": mult, "weight_decay": decay / mult},  # input, matrices
+              {"params": [], "lr_mult": 1.0, "weight_decay": decay},          # the rest's matrices
+              {"params": [], "lr_mult": 1.0, "weight_decay": 0.0},            # its vectors
+              {"params": [], "lr_mult": mult, "weight_decay": 0.0}]           # input, vectors
     for p in model.parameters():
-        group = own if id(p) in inputs else matrices if p.dim() >= 2 else vectors
-        group["params"].append(p)
-    groups = [group for group in (own, matrices, vectors) if group["params"]]
+        of_input, matrix = id(p) in inputs, p.dim() >= 2
+        number = (0 if matrix else 3) if of_input else (1 if matrix else 2)
+        groups[number]["params"].append(p)
+    groups = [group for group in groups if group["params"]]
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(config.beta1, config.beta2),
                              fused=True)
 
 
-def train_step(step, forward, model, optimizer, data, config, place):
+@failures_in_one_line
+def train_step(step, forward, model, optimizer, scaler, data, config, place):
     """One step: its batch, forward and backward in micro-batches, clipping, AdamW.
 
+    `scaler` scales the loss where gradients are float16, and skips a step in which they overflow.
     Returns (loss of this rank's share, gradient norm before clipping, checksum of its tokens); the
     first two stay on the device, so that nothing waits for it. bench.py times this very function.
     """
@@ -82,13 +90,15 @@ def train_step(step, forward, model, optimizer, data, config, place):
         with autocast(place.device, config.dtype):
             # scaled so that the ranks' gradients add up to that of the whole batch
             micro_loss = forward(x, y) * (micro / sequences)
-        micro_loss.backward()
+        scaler.scale(micro_loss).backward()
         loss += micro_loss.detach()
     if place.world > 1:
         for p in model.parameters():
             dist.all_reduce(p.grad)
+    scaler.unscale_(optimizer)
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip or math.inf)
-    optimizer.step()
+    scaler.step(optimizer)
+    scaler.update()
     optimizer.zero_grad(set_to_none=True)
     return loss, norm, crc
 
@@ -99,6 +109,7 @@ def validation_blocks(data, config):
     return [i * data.blocks("val") // count for i in range(count)]
 
 
+@failures_in_one_line
 @torch.no_grad()
 def validate(forward, data, config, place):
     """Mean loss in nats and bits per byte over a fixed set of validation blocks, dealt to the ranks
@@ -116,36 +127,11 @@ def validate(forward, data, config, place):
         with autocast(place.device, config.dtype):
             loss = forward(x, y)
         tokens = len(rows) * config.block_size
-        nats, size = loss.double().item() * tokens, width[rows[:, 1:]].sum()
+        nats, size = loss.item() * tokens, width[rows[:, 1:]].sum()
         sums += torch.tensor([nats, tokens, size], dtype=torch.float64)
     forward.train()
     nats, tokens, size = place.sum(sums).tolist()
     return nats / tokens, nats / math.log(2) / size
-
-
-def common_ids(data, config, place):
-    """The distinct input ids of the validation blocks, (n,), and the share of each, (n,)."""
-    ids = data.read("val", validation_blocks(data, config))[:, :-1]
-    distinct, count = np.unique(ids, return_counts=True)
-    distinct = torch.from_numpy(distinct.astype(np.int64))
-    share = torch.from_numpy(count / ids.size).float()
-    return distinct.to(place.device), share.to(place.device)
-
-
-def rms(vectors, share):
-    """Root mean square per coordinate of vectors (n, d), token-weighted by `share` (n,)."""
-    return (share @ vectors.square().mean(1)).sqrt().item()
-
-
-def refuse_non_finite(norms, logged, config, advice):
-    """InputError if one of the gradient norms of the steps after step `logged` is not finite."""
-    finite = torch.stack(norms).isfinite().tolist() if norms else []
-    if False in finite:
-        step = logged + finite.index(False)
-        sequences = config.batch_size * config.gradient_accumulation_steps
-        raise InputError(f"step {step + 1}: the gradient norm is not finite (sequences "
-                         f"{step * sequences} to {(step + 1) * sequences - 1} of the training "
-                         f"order); {advice}")
 
 
 def main():
@@ -154,23 +140,31 @@ def main():
     if flags["help"]:
         print(__doc__ + explain(config))
         return
-    check(config, flags["dry_run"] or world_size())
+    gpus, gpu = flags["dry_run"] or (world_size(), None)
+    check(config, gpus, described(gpu, gpus) if gpu else None)
     prepared = not flags["dry_run"] or (Path("data") / config.dataset).exists()
     data = Data(config.dataset, config.block_size) if prepared else None
     if data and config.vocab_size not in (0, data.tokenizer.vocab_size):
         raise InputError(f"{data.folder} has a vocabulary of {data.tokenizer.vocab_size:,}, "
                          f"vocab_size={config.vocab_size} wants another")
     if flags["dry_run"]:
-        return dry_run(config, arm, data, flags["dry_run"])
+        return dry_run(config, arm, data, gpus, gpu)
 
     place = this_place(config.device)
     model = build_model(asdict(config), data.tokenizer)
-    folder = RunFolder(config, arm, data, place, flags["overwrite"] and not is_restart())
+    join_ranks(place)
+    flags["restarted"] = place.agree(is_restart())
+    folder = RunFolder(config, arm, data, place, flags)
     torch.set_float32_matmul_precision("high")  # TF32 for what autocast leaves in float32
     model.to(place.device)
     optimizer = make_optimizer(model, config)
-    join_ranks(place)
-    step = folder.restore(model, optimizer)
+    scaler = torch.amp.GradScaler(place.device.type, enabled=config.dtype == "float16")
+    step = folder.restore(model, optimizer, scaler)
+    if is_first_here():  # later starts believe what the first one found in the data
+        data.verify(again=folder.fresh or flags["verify"])
+    machine = describe_machine(place.device, place.world)
+    place.refuse_differences({"step": step, "fresh": folder.fresh, "data": data.sha256,
+                              "code": machine["code_hash"]} | asdict(config))
     forward = torch.compile(model) if config.compile == "True" else model
 
     sequences = config.batch_size * config.gradient_accumulation_steps
@@ -178,9 +172,9 @@ def main():
     epochs = config.max_steps * sequences / data.blocks("train")
     counts, peak = model.num_params(), place.peak_flops()
     counts["in_use"] = model.transformer.wte.params_in_use(data.tokenizer.vocab_size)
-    folder.begin({"config": asdict(config), "arm": arm, "params": counts, "data": data.sha256,
-                  "world_size": place.world, "tokens_per_step": tokens_per_step, "epochs": epochs}
-                 | describe_machine(place.device, place.world))
+    header = {"config": asdict(config), "arm": arm, "params": counts, "data": data.sha256,
+              "world_size": place.world, "tokens_per_step": tokens_per_step, "epochs": epochs}
+    folder.begin(header | machine, step)
     place.say(f"{folder.path}: {arm}, {counts['total']:,} parameters ({counts['input']:,} input of "
               f"which {counts['in_use']:,} in use, {counts['body']:,} body, {counts['head']:,} "
               f"head), {tokens_per_step:,} tokens per step, {epochs:.2f} epochs, {config.dtype} on "
@@ -188,72 +182,71 @@ def main():
     if step >= config.max_steps:
         place.say(f"{folder.path} is finished: step {step} of {config.max_steps}; "
                   "--overwrite starts over")
-    advice = (f"lower learning_rate or raise warmup_steps; {folder.path}/ckpt.pt is the last good "
-              "state")
+    advice = f"lower learning_rate or raise warmup_steps; {folder.path} keeps the last good state"
     stop = StopRequest()
     stopping, validation_due = False, folder.fresh  # a fresh run is validated before it learns
     start = logged_at = time.perf_counter()
     first = logged = step
     norms = []  # gradient norms since the last line
-    validated, clipped, speed = step, 0, None  # of the last validation; and since then
-    common, share = common_ids(data, config, place)
-    embed = torch.no_grad()(model.transformer.wte)
+    validated, clipped = step, 0  # the last validation, and steps clipped since
+    watch = InputWatch(model, data, validation_blocks(data, config), place.device)
 
     while True:
         if validation_due:
             before = time.perf_counter()
             loss, bits_per_byte = validate(forward, data, config, place)
-            if not math.isfinite(loss):
+            if not loss < 700:  # past that the perplexity is no float; NaN is not below it either
+                folder.log({"step": step, "val_loss": None})  # compare.py says that it diverged
                 raise InputError(f"step {step}: the validation loss is {loss}; {advice}")
             folder.log({"step": step, "val_loss": loss, "val_ppl": math.exp(loss),
-                        "val_bpb": bits_per_byte, "input_norm": model.input_norm(),
-                        "input_rms": rms(embed(common), share), "input_speed": speed,
+                        "val_bpb": bits_per_byte, "input_norm": input_norm(model),
+                        "input_rms": watch.rms(), "input_speed": watch.speed(),
                         "clipped": clipped / max(1, step - validated)})
             place.say(f"step {step}/{config.max_steps} | validation loss {loss:.4f} nats, "
                       f"perplexity {math.exp(loss):.2f}, {bits_per_byte:.4f} bits/byte")
             folder.best = min(folder.best, [loss, step])
-            folder.save(step, model, optimizer)
-            if place.rank == 0:
+            if place.rank == 0 and not folder.held_back:  # else it is another run's
                 loss_picture(folder.records, config.name, folder.path / "loss.png")
-            if step >= config.max_steps:
-                scores = evaluate(model, data, config, place, epochs)
-                if place.rank == 0:
-                    save_evaluation(folder.path / "eval.npz", scores)
+            place.say(one_line_sample(model, data.tokenizer))
+            folder.save(step, model, optimizer, scaler)
             validated, clipped = step, 0
             logged_at += time.perf_counter() - before
         elif stopping:
-            refuse_non_finite(norms, logged, config, advice)
-            folder.save(step, model, optimizer)
+            refuse_non_finite(norms, scaler, logged, config, advice)
+            folder.save(step, model, optimizer, scaler)
         if stopping or step >= config.max_steps:
             break
 
         validation_due = (step + 1) % config.eval_interval == 0 or step + 1 == config.max_steps
-        old = embed(common) if validation_due else None
-        loss, norm, crc = train_step(step, forward, model, optimizer, data, config, place)
-        if validation_due:  # how far this step moved the input, measured, not derived
-            speed = rms(embed(common) - old, share) / max(rms(old, share), 1e-30)
+        if validation_due:
+            watch.remember()
+        loss, norm, crc = train_step(step, forward, model, optimizer, scaler, data, config, place)
         norms.append(norm)
         step += 1
 
-        stopping = bool(stop.received) and place.world == 1
+        stopping = place.agree(bool(stop.received))
         if step % config.log_interval == 0 or step == 1 or validation_due:
-            # ranks hear of a signal at different moments, so they agree on it here
-            sums = [loss.item(), crc, len(stop.received)]
-            loss, crc, signals = place.sum(torch.tensor(sums, dtype=torch.float64)).tolist()
-            stopping = stopping or signals > 0
-            refuse_non_finite(norms, logged, config, advice)
+            sums = torch.tensor([loss.item(), crc], dtype=torch.float64)
+            loss, crc = place.sum(sums).tolist()
+            refuse_non_finite(norms, scaler, logged, config, advice)
             clipped += sum(n.item() > config.grad_clip > 0 for n in norms)
-            now, lr = time.perf_counter(), learning_rate(step - 1, config)
+            now, lr, norm = time.perf_counter(), learning_rate(step - 1, config), norms[-1].item()
             seconds = (now - logged_at) / (step - logged)
             rate = tokens_per_step / seconds
-            folder.log({"step": step, "loss": loss, "grad_norm": norms[-1].item(), "lr": lr,
+            folder.log({"step": step, "loss": loss, "grad_norm": norm, "lr": lr,
                         "ms": seconds * 1e3, "tokens_per_s": rate, "batch_crc": int(crc)})
             mfu = f" | MFU {100 * rate * model.flops_per_token() / peak:.1f} %" if peak else ""
             left = clock((now - start) / (step - first) * (config.max_steps - step))
-            said = f" | first step {now - began:.1f} s after the start" if step == first + 1 else ""
+            said = slow_step(seconds) if logged == first + 1 else ""
+            if step == first + 1:
+                said = f" | first step {now - began:.1f} s after the start"
             place.say(f"step {step}/{config.max_steps} | loss {loss:.4f} | lr {lr:.2e} | "
                       f"{seconds * 1e3:.0f} ms | {rate:,.0f} tokens/s{mfu} | {left} left{said}")
             logged_at, logged, norms = now, step, []
+    if step >= config.max_steps and not (folder.path / "eval.npz").exists():
+        scores = failures_in_one_line(evaluate)(model, data, config, place, epochs)
+        if place.rank == 0:
+            save_evaluation(folder.path / "eval.npz", scores)
     leave_ranks()
     if step < config.max_steps:
         place.say(f"stopped at step {step}, saved to {folder.path}/ckpt.pt; the same command again "

@@ -2,12 +2,12 @@
 
     model, tokenizer, checkpoint = load_model("out/tiny-kron-s1")
 """
-import fcntl
 import hashlib
 import json
 import math
 import os
 import pickle
+import shutil
 import warnings
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -15,8 +15,9 @@ from pathlib import Path
 import torch
 
 from lib import tokenizer
-from lib.common import InputError, write_atomic
-from lib.config import Config, modernise
+from lib.common import InputError, sync_folder, write_atomic
+from lib.config import Config, assign, check_shape, modernise
+from lib.locks import hold_lock
 from model import GPT, GPTConfig
 
 
@@ -78,6 +79,8 @@ def load_checkpoint(run):
         unsafe = "it would run code when loaded, it is unsafe and was not loaded"
         why = unsafe if "Unsupported" in str(error) else "damaged"
         raise InputError(f"{path}: not a checkpoint of this project ({why})") from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
     except Exception as error:  # the reader raises whatever the damage leads to
         raise InputError(f"{path}: not a checkpoint of this project, or damaged "
                          f"({type(error).__name__})") from None
@@ -88,14 +91,16 @@ def load_checkpoint(run):
     return checkpoint
 
 
-def build_model(config, tok):
+def build_model(config, tok, initialise=True):
     """A fresh GPT for a run's config, a dict that may hold more keys than the model's, and its
     tokenizer. InputError if there can be none."""
     keys = {f.name for f in fields(GPTConfig)} & config.keys()
     chosen = {key: config[key] for key in keys} | {"vocab_size": tok.vocab_size}
+    config_of_model = GPTConfig(**chosen)
+    check_shape(config_of_model)
     try:
-        model = GPT(GPTConfig(**chosen), tokenizer.token_bytes(tok))
-    except ValueError as error:
+        model = GPT(config_of_model, tokenizer.token_bytes(tok), initialise)
+    except ValueError as error:  # what a code's class refuses itself
         raise InputError(str(error)) from None
     mult = config.get("embed_lr_mult", 1)
     if mult != 1 and not any(True for _ in model.transformer.wte.parameters()):
@@ -112,7 +117,7 @@ def load_model(run, device="cpu"):
     checkpoint = load_checkpoint(run)
     try:
         tok = tokenizer.from_state(checkpoint["tokenizer"])
-        model = build_model(checkpoint["config"], tok)
+        model = build_model(checkpoint["config"], tok, initialise=False)
         model.load_state_dict(checkpoint["model"])
     except (InputError, KeyError, ValueError, TypeError, RuntimeError, AttributeError) as error:
         raise InputError(f"{run}: the checkpoint does not hold together ({error})") from None
@@ -140,94 +145,277 @@ def read_log(path):
     return records, dropped
 
 
+def as_line(record):
+    """A record as a line of log.jsonl. JSON knows no infinity: what is not finite (of a float16
+    step that overflowed and was skipped) becomes null."""
+    finite = {key: None if isinstance(value, float) and not math.isfinite(value) else value
+              for key, value in record.items()}
+    return json.dumps(finite) + "\n"
+
+
 # ---- a run's folder ----------------------------------------------------------------------------
+
+# Keys that may change when a run is gone on with: those that touch no number, and those that
+# change the bits alone, for which the command line has to ask.
+FREE = {"wandb_log", "log_interval", "eval_interval"}
+BITS = {"device", "dtype", "compile", "batch_size", "gradient_accumulation_steps"}
+
+# What is written whole or not at all: a kill may leave a NAME.tmp.
+FILES = ("ckpt.new", "best.pt", "log.jsonl", "log.new", "loss.png", "eval.npz")
+
 
 class RunFolder:
     """out/NAME of one run: refused if it is another run's or in use, else begun or gone on with.
 
-    Rank 0 alone writes. `fresh`: nothing was there to go on from. `records`: the log so far.
+    Rank 0 alone writes, and nothing before `begin`. A kill may leave two files of passage:
+    ckpt.new, a whole checkpoint that was about to become ckpt.pt, and log.new, the log of a run
+    that was to overwrite the one here and has no checkpoint yet: while it is there, the old run is.
+
+    `fresh`: nothing was there to go on from. `records`: the log so far. flags: `overwrite`,
+    `extend`, `restarted` (torchrun started a rank again after a failure) and `given`, the keys on
+    the command line. InputError for what cannot be gone on with.
     """
 
-    def __init__(self, config, arm, data, place, overwrite=False):
+    def __init__(self, config, arm, data, place, flags):
         self.path, self.place, self.config = Path("out") / config.name, place, config
         self.identity = asdict(config) | {"arm": arm, "data": data.sha256}
         self.tokenizer = data.tokenizer
-        self.records, self.step, self.best, self.wandb = [], 0, [math.inf, 0], None
-        self.checkpoint = None
-        if (self.path / "ckpt.pt").exists() and not overwrite:
-            self.checkpoint = load_checkpoint(self.path)
-            self.refuse_another_run()
+        self.records, self.best, self.wandb = [], [math.inf, 0], None
+        self.checkpoint, self.changes, self.lock_file = None, {}, None
+        self.links = True  # whether the file system has hard links, as far as is known
+        for folder in (self.path.parent, self.path):
+            if folder.exists() and not folder.is_dir():
+                raise InputError(f"{folder} is there, and no folder")
+        if self.path.is_dir():
+            self.lock()  # before anything is read
+        # started again, it goes on with what its first start made of --overwrite
+        starts_over = flags["overwrite"] and not (flags["restarted"] and self.is_of_this_launch())
+        saved = self.saved()
+        self.held_back = starts_over and saved is not None
+        if saved and not starts_over:
+            self.checkpoint = load_checkpoint(saved)
+            self.compare_with_checkpoint(flags)
+        elif not starts_over:
+            self.refuse_lost_checkpoint()
         self.fresh = self.checkpoint is None
-        self.path.mkdir(parents=True, exist_ok=True)
-        if place.rank == 0:
-            self.lock()
-            if overwrite:
-                for name in ("ckpt.pt", "best.pt"):
-                    (self.path / name).unlink(missing_ok=True)
 
-    def refuse_another_run(self):
-        """InputError, naming the first difference, unless the checkpoint is of this very run."""
-        made_with = self.checkpoint["config"]
-        for key, value in self.identity.items():
-            if made_with.get(key) != value and key != "wandb_log":
-                raise InputError(f"{self.path} was made with {key}={made_with.get(key)}, now "
-                                 f"{key}={value}; give another --name, or start over with "
-                                 "--overwrite")
+    def file(self, name):
+        """The path of a file in the folder."""
+        return self.path / name
+
+    def saved(self):
+        """The path of the last checkpoint; None if there is none."""
+        if self.file("ckpt.new").exists() and not self.file("log.new").exists():
+            return self.file("ckpt.new")
+        return self.file("ckpt.pt") if self.file("ckpt.pt").exists() else None
+
+    def is_of_this_launch(self):
+        """Whether the run here was begun by the torchrun that started this process, or one of the
+        same --rdzv_id."""
+        log = self.file("log.jsonl")
+        records = read_log(log)[0] if log.exists() else []
+        return (bool(records) and not self.file("log.new").exists()
+                and records[0].get("launch") == os.environ.get("TORCHELASTIC_RUN_ID"))
 
     def lock(self):
         """Hold the folder until this process ends. InputError if another process holds it."""
-        self.lock_file = open(self.path / "lock", "a")
-        try:
-            fcntl.flock(self.lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(f"{self.path} is being trained by another process") from None
+        if self.place.rank == 0 and self.lock_file is None:
+            self.lock_file = hold_lock(self.file("lock"), str(self.path))
 
-    def restore(self, model, optimizer):
-        """Load what the checkpoint holds into model and optimizer; returns its step, 0 if none."""
+    def compare_with_checkpoint(self, flags):
+        """InputError, naming the first difference and how to go on, unless the checkpoint is of
+        this very run. Allowed changes are noted in `changes`: {key: [before, now]}."""
+        needed = {"model", "optimizer", "step", "best", "tokenizer", "config"}
+        lacking = needed - self.checkpoint.keys()
+        old = self.checkpoint.get("config")
+        if lacking or not isinstance(old, dict):
+            raise InputError(f"{self.path}/ckpt.pt lacks {', '.join(sorted(lacking)) or 'a config'}"
+                             ": not a checkpoint that can be gone on with")
+        for key in old.keys() - {"arm", "data"}:
+            assign(Config(), key, old[key], f"{self.path}/ckpt.pt")  # a key and a type of today
+
+        def sequences(config):
+            return config["batch_size"] * config["gradient_accumulation_steps"]
+        for key, value in self.identity.items():
+            before = old.get(key)
+            if before == value or key in FREE:
+                continue
+            made = f"{self.path} was made with {key}={before}, now {key}={value}"
+            only_bits = key in BITS and sequences(old) == sequences(self.identity)
+            if only_bits and key not in flags["given"]:
+                raise InputError(f"{made}: --{key}={before} goes on with it bit for bit, "
+                                 f"--{key}={value} goes on otherwise")
+            longer = key == "max_steps" and value > before
+            if longer and not flags["extend"]:
+                raise InputError(f"{made}, another schedule: --extend goes on with these weights "
+                                 "and the new cosine, or give another --name")
+            if not only_bits and not longer:
+                raise InputError(f"{made}; give another --name, or start over with --overwrite")
+            self.changes[key] = [before, value]
+
+    def refuse_lost_checkpoint(self):
+        """InputError if a run was here, and its checkpoint is not."""
+        log, best = self.file("log.jsonl"), self.file("best.pt")
+        steps = [r["step"] for r in read_log(log)[0] if "step" in r] if log.exists() else []
+        if best.exists() or max(steps, default=0) > 0:
+            hint = f"copy {best} to ckpt.pt to go on from it, or " if best.exists() else ""
+            raise InputError(f"{self.path} has the log of a run up to step {max(steps, default=0)} "
+                             f"but no ckpt.pt; {hint}start over with --overwrite")
+
+    def restore(self, model, optimizer, scaler):
+        """Load what the checkpoint holds; returns its step, 0 if there is none.
+
+        InputError if anything is missing or has another shape.
+        """
         if self.checkpoint is None:
             return 0
-        model.load_state_dict(self.checkpoint["model"])
-        optimizer.load_state_dict(self.checkpoint["optimizer"])
-        self.step, self.best = self.checkpoint["step"], self.checkpoint["best"]
-        for record in read_log(self.path / "log.jsonl")[0]:
-            if record.get("step", 0) <= self.step:  # a killed run may have logged beyond it
+        try:
+            step = int(self.checkpoint["step"])
+            model.load_state_dict(self.checkpoint["model"])
+            restore_optimizer(optimizer, self.checkpoint["optimizer"], step)
+            if scaler.is_enabled() and "dtype" not in self.changes:
+                scaler.load_state_dict(self.checkpoint["scaler"])
+            self.best = [float(self.checkpoint["best"][0]), int(self.checkpoint["best"][1])]
+        except (KeyError, ValueError, TypeError, RuntimeError, AttributeError) as error:
+            raise InputError(f"{self.path}/ckpt.pt does not hold together "
+                             f"({type(error).__name__}: {error})") from None
+        log = self.file("log.jsonl")
+        for record in read_log(log)[0] if log.exists() else []:
+            # a killed run may have logged beyond it, or may have gone on from here for nothing
+            last = step - 1 if "went_on_with" in record else step
+            if record.get("step", 0) <= last:
                 self.records.append(record)
         self.checkpoint = None  # as large as the model and the optimizer's state together
-        return self.step
+        return step
 
-    def begin(self, header):
-        """Write the log as far as it is valid, under `header` if it is new; start wandb."""
-        self.records = self.records or [header]
+    def begin(self, header, step):
+        """Begin to write: the log as far as it is valid, under `header` if it has none; wandb.
+
+        A run that goes on with changed keys, on other hardware, with another number of ranks or
+        other code says so in its log.
+        """
+        if not self.records or "config" not in self.records[0]:
+            launch = {"launch": os.environ.get("TORCHELASTIC_RUN_ID")}
+            self.records.insert(0, header | launch)
+        if step < self.config.max_steps and not self.fresh:
+            self.note_changes(header, step)
         if self.place.rank != 0:
             return
-        text = "".join(json.dumps(record) + "\n" for record in self.records)
-        write_atomic(self.path / "log.jsonl", lambda file: file.write(text.encode()))
+        self.path.mkdir(parents=True, exist_ok=True)
+        self.lock()
+        if self.fresh and not self.held_back and self.saved():
+            raise InputError(f"{self.path} was begun by another process in the meantime")
+        self.finish_passage()
+        if step < self.config.max_steps and not self.held_back:
+            self.file("eval.npz").unlink(missing_ok=True)  # it is of the last step
+        if not self.fresh and self.best[1] == step:
+            self.keep_best()
+        text = "".join(as_line(record) for record in self.records)
+        write_atomic(self.log_path(), lambda file: file.write(text.encode()))
         if self.config.wandb_log:
             import wandb
             self.wandb = wandb
             wandb.init(project="input-embeddings", name=self.config.name, id=self.config.name,
                        config=asdict(self.config), resume="allow")
 
+    def note_changes(self, header, step):
+        """Append what is no longer as it was when the run was last gone on with, if anything; the
+        header says to which step the run goes, and how it was extended to it."""
+        first = self.records[0]
+        for key in ("hardware", "world_size", "code_hash"):
+            before = first.get(key)
+            for record in self.records:
+                if key in record.get("went_on_with", {}):
+                    before = record["went_on_with"][key][1]
+            if before != header[key]:
+                self.changes[key] = [before, header[key]]
+        if self.changes:
+            self.records.append({"step": step, "went_on_with": self.changes})
+        first["config"]["max_steps"] = self.config.max_steps
+        extended = [record["went_on_with"]["max_steps"] for record in self.records
+                    if "max_steps" in record.get("went_on_with", {})]
+        first.pop("extended", None)
+        if extended:
+            first["extended"] = extended
+
+    def finish_passage(self):
+        """Put ckpt.new in its place, or away where log.new says that it never counted; throw away
+        what a kill left half written."""
+        new, log = self.file("ckpt.new"), self.file("log.new")
+        if log.exists():
+            new.unlink(missing_ok=True)
+            log.unlink()
+        elif new.exists():
+            os.replace(new, self.file("ckpt.pt"))
+        self.file("best.new").unlink(missing_ok=True)
+        for name in FILES:
+            self.file(f"{name}.tmp").unlink(missing_ok=True)
+
+    def log_path(self):
+        """The log that is written: of a run that is held back until its first checkpoint, another
+        than that of the run it overwrites."""
+        return self.file("log.new" if self.held_back else "log.jsonl")
+
     def log(self, record):
         """Append a record, a dict with a step, to the log."""
         self.records.append(record)
         if self.place.rank != 0:
             return
-        with open(self.path / "log.jsonl", "a") as file:
-            file.write(json.dumps(record) + "\n")
+        with open(self.log_path(), "a") as file:
+            file.write(as_line(record))
         if self.wandb:
             values = {key: value for key, value in record.items() if key != "step"}
             self.wandb.log(values, step=record["step"])
 
-    def save(self, step, model, optimizer):
+    def save(self, step, model, optimizer, scaler):
         """Write ckpt.pt, and best.pt if this is the lowest validation loss so far."""
         if self.place.rank != 0:
             return
-        new = self.path / "ckpt.new"
+        new = self.file("ckpt.new")
         save_checkpoint(new, {
             "model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step,
-            "best": self.best, "tokenizer": self.tokenizer.state, "config": self.identity})
-        if self.best[1] == step:  # a second name for the same file costs no disk
-            os.link(new, self.path / "best.new")
-            os.replace(self.path / "best.new", self.path / "best.pt")
-        os.replace(new, self.path / "ckpt.pt")
+            "scaler": scaler.state_dict(), "best": self.best, "tokenizer": self.tokenizer.state,
+            "config": self.identity})
+        if self.held_back:  # with this rename the old run is gone
+            os.replace(self.file("log.new"), self.file("log.jsonl"))
+            self.file("eval.npz").unlink(missing_ok=True)
+            self.held_back = False
+        os.replace(new, self.file("ckpt.pt"))
+        sync_folder(self.path)
+        if self.best[1] == step:
+            self.keep_best()
+
+    def keep_best(self):
+        """Make best.pt a second name of ckpt.pt, which costs no disk; a copy where the file system
+        has no hard links."""
+        ckpt, new, best = self.file("ckpt.pt"), self.file("best.new"), self.file("best.pt")
+        if best.exists() and best.samefile(ckpt):
+            return
+        try:
+            new.unlink(missing_ok=True)
+            os.link(ckpt, new)
+            os.replace(new, best)
+        except OSError as error:
+            if self.links:
+                self.place.say(f"note: no hard link of {ckpt} ({error.strerror}); best.pt is a "
+                               "copy, which takes disk")
+            self.links = False
+            with open(ckpt, "rb") as source:
+                write_atomic(best, lambda file: shutil.copyfileobj(source, file))
+
+
+def restore_optimizer(optimizer, saved, step):
+    """Load an optimizer's state after `step` steps; the settings of its groups stay those that the
+    config gave. ValueError or KeyError if it is not the state of these parameters."""
+    groups = optimizer.state_dict()["param_groups"]
+    if [g["params"] for g in saved["param_groups"]] != [g["params"] for g in groups]:
+        raise ValueError("the optimizer has other groups of parameters")
+    optimizer.load_state_dict({"state": saved["state"], "param_groups": groups})
+    for group in optimizer.param_groups if step else []:
+        for p in group["params"]:
+            for name in ("exp_avg", "exp_avg_sq"):
+                shape = optimizer.state[p][name].shape
+                if shape != p.shape:
+                    raise ValueError(f"the optimizer's {name} is {tuple(shape)} for a parameter "
+                                     f"of {tuple(p.shape)}")
+            float(optimizer.state[p]["step"])

@@ -9,7 +9,8 @@ import sys
 
 
 class InputError(Exception):
-    """Something the user gave is wrong. The message is one line that says what, and what is near it."""
+    """Something the user gave is wrong. The message is one line that says what, and what is near
+    it."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -32,13 +33,16 @@ def whole_number(text):
 
 def run(main):
     """Call `main()`. Bad input ends in one line on standard error and exit status 2, Ctrl-C in 130;
-    a bug keeps its traceback."""
+    a bug keeps its traceback. What standard output's encoding lacks (cp1252) is printed as `?`."""
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="replace")
     try:
         status = main()
     except (InputError, OSError) as error:
         if isinstance(error, BrokenPipeError):  # `| head` closed our standard output
             os._exit(1)
-        if os.environ.get("LOCAL_RANK", "0") == "0":  # under torchrun one rank of each machine speaks
+        # under torchrun one rank of each machine speaks
+        if os.environ.get("LOCAL_RANK", "0") == "0":
             print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
@@ -53,6 +57,20 @@ def clock(seconds):
     return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
 
 
+def sync_folder(path):
+    """Flush a folder, that is the names in it, to the disk, where the system can do that."""
+    try:
+        folder = os.open(path, os.O_RDONLY)
+    except OSError:  # Windows opens no folders
+        return
+    try:
+        os.fsync(folder)
+    except OSError:  # nor do some network drives flush them
+        pass
+    finally:
+        os.close(folder)
+
+
 def write_atomic(path, write):
     """Write a file whole or not at all: `write(file)` fills a temporary neighbour, which is flushed
     to the disk and renamed."""
@@ -63,9 +81,7 @@ def write_atomic(path, write):
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-        folder = os.open(os.path.dirname(path) or ".", os.O_RDONLY)
-        os.fsync(folder)  # the rename itself
-        os.close(folder)
+        sync_folder(os.path.dirname(path) or ".")
     except BaseException:
         if os.path.exists(temporary):
             os.remove(temporary)

@@ -9,13 +9,14 @@ import difflib
 import importlib.util
 import inspect
 import math
+import os
 import re
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-import torch
-
 from lib.common import InputError
+from lib.hardware import parse_gpus, this_hardware
+from model import CODES
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -64,13 +65,22 @@ class Config:
     eval_interval: int = 250        # steps between validations; each writes ckpt.pt and loss.png
     eval_tokens: int = 2_097_152    # validation tokens, spread evenly over val.bin
     log_interval: int = 10          # steps between lines
-    dtype: str = "auto"             # bfloat16, float32; auto: bfloat16 where hardware multiplies it
-    device: str = "auto"            # cuda, cpu
-    compile: str = "auto"           # True, False; auto: on cuda
+    dtype: str = "auto"             # bfloat16, float16, float32; auto: what the hardware multiplies
+    device: str = "auto"            # cuda, cpu, mps
+    compile: str = "auto"           # True, False; auto: on cuda, where Triton is
     wandb_log: bool = False
 
 
 TYPES = {f.name: f.type for f in fields(Config)}
+
+# Options that are no keys of a run.
+FLAGS = {
+    "overwrite": "start over; the run that is there stays until the new one has a checkpoint",
+    "extend": "go on with a larger max_steps: the same weights, the new cosine",
+    "verify": "read all of the data again; else it is believed as at the run's first start",
+    "dry_run": "say what it takes on one H100 (=8, =T4, =2x4090: on others); runs nothing",
+    "help": "print this",
+}
 
 # key: (lowest, highest) value. Those in POSITIVE must be above 0.
 RANGES = {
@@ -89,10 +99,11 @@ POSITIVE = ("max_steps", "batch_size", "gradient_accumulation_steps", "eval_inte
 
 
 def explain(config):
-    """What --help prints of every key: its effective value and its comment in `Config`."""
+    """What --help prints of every flag, and of every key: its effective value and its comment in
+    `Config`."""
     field = re.compile(r"^    (\w+): \w+ = [^#\n]*# (.*)$", re.M)
     comments = dict(field.findall(inspect.getsource(Config)))
-    lines = []
+    lines = [f"  {'--' + flag:40} {text}" for flag, text in FLAGS.items()] + [""]
     for key in TYPES:
         option = f"--{key}={getattr(config, key)}"
         lines.append(f"  {option:40} {comments.get(key, '')}".rstrip())
@@ -153,8 +164,8 @@ def modernise(values):
         values["name"] = values.pop("run")
     if "tie" in values:
         values["head"] = "tied" if values.pop("tie") else "table"
-        if values.get("code", "learned") != "learned":
-            values.pop("embed_std", None)  # it had no meaning for these
+        if values.get("code", "learned") != "learned" or values.get("embed_std") == 0.02:
+            values["embed_std"] = 0.0  # natural; it had no meaning for codes other than learned
     return values
 
 
@@ -169,23 +180,22 @@ def parse_value(key, text):
 
 
 def parse_flag(key, text):
-    """The value of a flag: --overwrite, or --dry_run with a number of GPUs."""
+    """The value of a flag: --overwrite, or --dry_run with (how many GPUs, which)."""
     if key == "dry_run":
-        if not re.fullmatch(r"[1-9]\d*", text or "1"):
-            raise InputError(f"--dry_run={text}: it takes a number of GPUs, as in --dry_run=8")
-        return int(text or 1)
+        return parse_gpus(text or "1")
     if text not in ("", "True", "False"):
         raise InputError(f"--{key}={text}: --{key} is a flag")
     return text != "False"
 
 
 def compose(argv):
-    """Command line -> (Config, its arm's name, flags {overwrite, dry_run, help}).
+    """Command line -> (Config, its arm's name, flags: FLAGS, and `given`, the keys of options).
 
     Files compose left to right, options come on top. InputError for what cannot be meant.
     """
     config, arm, names = Config(), "bpe_tied", []
-    flags = {"overwrite": False, "dry_run": 0, "help": False}
+    flags = dict.fromkeys(FLAGS, False)
+    given = set()
     for arg in argv:
         if not arg.startswith("-"):
             values = read_config(arg)
@@ -203,21 +213,23 @@ def compose(argv):
             raise InputError(f"{arg}: options are written --key=value")
         else:
             assign(config, key, parse_value(key, text), arg)
+            given.add(key)
             if key in ARM_KEYS:
                 arm += f",{key}={text}"
     config.name = config.name or "-".join([*(names or ["default"]), f"s{config.seed}"])
-    return config, arm, flags
+    return config, arm, flags | {"given": given}
 
 
-def check(config, world):
-    """Refuse values and combinations that cannot be trained. Settles every `auto`."""
+def check(config, world, hardware=None):
+    """Refuse values and combinations that cannot be trained by `world` ranks. Settles every `auto`
+    for `hardware`, a `lib.hardware.Hardware` (unset: this machine)."""
     for key, (low, high) in RANGES.items():
         if not low <= getattr(config, key) <= high:
             raise InputError(f"{key}={getattr(config, key)} is out of range")
     for key in POSITIVE:
         if getattr(config, key) <= 0:
             raise InputError(f"{key}={getattr(config, key)}: must be positive")
-    if "/" in config.name or config.name.startswith("."):
+    if Path(config.name).name != config.name or config.name.startswith("."):
         raise InputError(f"name='{config.name}' is not a plain folder name")
     sequences = config.batch_size * config.gradient_accumulation_steps
     mine = sequences // world
@@ -225,28 +237,82 @@ def check(config, world):
         raise InputError(f"batch_size * gradient_accumulation_steps = {sequences} sequences cannot "
                          f"be dealt evenly to {world} ranks in micro-batches of "
                          f"{config.batch_size}")
-    choose_hardware(config)
+    settle(config, world, hardware or this_hardware())
     if config.wandb_log and not importlib.util.find_spec("wandb"):
         raise InputError("wandb_log=True, but wandb is not installed (pip install wandb)")
 
 
-def choose_hardware(config):
-    """Settle device, dtype and compile, or refuse what this machine has not."""
+def settle(config, world, hardware):
+    """Settle device, dtype and compile, or refuse what the hardware has not."""
     if config.device == "auto":
-        config.device = "cuda" if torch.cuda.is_available() else "cpu"
-    if config.device not in ("cuda", "cpu"):
-        raise InputError(f"device='{config.device}': cuda, cpu and auto are known")
-    if config.device == "cuda" and not torch.cuda.is_available():
+        config.device = "cuda" if hardware.gpus else "cpu"
+    if config.device not in ("cuda", "cpu", "mps"):
+        raise InputError(f"device='{config.device}': cuda, cpu, mps and auto are known")
+    if config.device == "cuda" and not hardware.gpus:
         raise InputError("device='cuda': no CUDA device is here")
+    ranks_here = min(world, int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+    if config.device == "cuda" and ranks_here > hardware.gpus:
+        raise InputError(f"{ranks_here} ranks on this machine, but it has {hardware.gpus} GPUs: "
+                         f"torchrun --nproc_per_node={hardware.gpus}")
+    if config.device == "mps" and not hardware.mps:
+        raise InputError("device='mps': no Apple GPU that torch can use is here")
+    if config.device == "mps" and world > 1:
+        raise InputError("device='mps': one process only, MPS has no collectives")
+
+    native = {"cpu": hardware.cpu_bfloat16, "mps": False, "cuda": hardware.capability >= (8, 0)}
     if config.dtype == "auto":
-        if config.device == "cuda":
-            fast = torch.cuda.is_bf16_supported()
-        else:
-            fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-        config.dtype = "bfloat16" if fast else "float32"
-    if config.dtype not in ("bfloat16", "float32"):
-        raise InputError(f"dtype='{config.dtype}': bfloat16, float32 and auto are known")
+        config.dtype = "bfloat16" if native[config.device] else "float32"
+        if config.device == "cuda" and not native["cuda"]:
+            config.dtype = "float16"  # Turing, Volta and Pascal would emulate bfloat16
+    if config.dtype not in ("bfloat16", "float16", "float32"):
+        raise InputError(f"dtype='{config.dtype}': bfloat16, float16, float32 and auto are known")
+    if config.dtype != "float32" and config.device == "mps":
+        raise InputError(f"dtype='{config.dtype}': on MPS only float32 was made to work")
+
+    triton = hardware.compiler and hardware.capability >= (7, 0)  # it has nothing for Pascal
     if config.compile == "auto":
-        config.compile = str(config.device == "cuda")
+        config.compile = str(config.device == "cuda" and triton)
     if config.compile not in ("True", "False"):
         raise InputError(f"compile='{config.compile}': True, False and auto are known")
+    if config.compile == "True" and config.device == "mps":
+        raise InputError("compile=True: not on MPS")
+    if config.compile == "True" and config.device == "cuda" and not triton:
+        raise InputError("compile=True: this GPU, or this machine without Triton or a C compiler, "
+                         "cannot; --compile=False")
+
+
+def check_shape(config):
+    """InputError if no model can be built from a GPTConfig."""
+    for key in ("vocab_size", "block_size", "n_layer", "n_head", "n_embd", "pos_dim"):
+        if getattr(config, key) < 1:
+            raise InputError(f"{key}={getattr(config, key)}: must be at least 1")
+    for key in ("rows", "rank", "code_width", "buckets"):
+        if getattr(config, key) < 0:
+            raise InputError(f"{key}={getattr(config, key)}: must be 0 (the default) or more")
+    known = {"code": CODES, "positions": ("learned", "rotary"),
+             "head": ("table", "tied", "code"), "code_form": ("on_the_fly", "table")}
+    for key, values in known.items():
+        if getattr(config, key) not in values:
+            raise InputError(f"{key}='{getattr(config, key)}': must be one of "
+                             f"{', '.join(values)}")
+    lifts = CODES[config.code].lifts
+    if config.lift not in lifts:
+        raise InputError(f"lift='{config.lift}': code '{config.code}' takes {' or '.join(lifts)}")
+    if config.head != "table" and config.lift not in CODES[config.code].head_lifts:
+        raise InputError(f"head='{config.head}': code '{config.code}' with lift '{config.lift}' "
+                         "cannot be a head; set head='table'")
+    if config.head == "code" and config.code == "learned":
+        raise InputError("head='code': a learned table of its own is head='table'")
+    if config.code_form == "table" and not hasattr(CODES[config.code], "set_form"):
+        raise InputError(f"code_form='table': code '{config.code}' has no fixed code")
+    if config.code_width % 2:
+        raise InputError(f"code_width={config.code_width}: must be even")
+    if config.n_embd % config.n_head:
+        raise InputError(f"n_embd={config.n_embd} is not divisible by n_head={config.n_head}")
+    if config.positions == "rotary" and config.n_embd // config.n_head % 2:
+        raise InputError("positions='rotary' needs an even head width, n_embd / n_head = "
+                         f"{config.n_embd // config.n_head}")
+    if config.pos_dim > 255:
+        raise InputError(f"pos_dim={config.pos_dim}: at most 255, lengths are stored in a byte")
+    if not 0 <= config.dropout < 1:
+        raise InputError(f"dropout={config.dropout}: must be in [0, 1)")

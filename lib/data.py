@@ -1,31 +1,36 @@
 """Tokens on disk -> batches. Batch s is a pure function of (data, seed, s): there is no loader
 state, and every arm sees the same batches."""
+import contextlib
 import functools
 import hashlib
 import json
+import os
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from lib import tokenizer
-from lib.common import InputError
+from lib.common import InputError, write_atomic
 
 
 class Data:
-    """data/NAME as prepare.py left it: checked against the hashes in its meta.json, then read
-    block by block.
+    """data/NAME as prepare.py left it, read block by block.
 
     Block i of a split is tokens i*T .. (i+1)*T inclusive: T inputs and, shifted by one, T targets.
-    InputError if anything is amiss.
+    The files stay open: what is read is what `verify` checked, also if the folder is renamed or
+    replaced meanwhile. InputError if anything is amiss.
     """
 
     def __init__(self, name, block_size):
         self.folder, self.block_size = Path("data") / name, block_size
         if not (self.folder / "meta.json").is_file():
             there = sorted(p.parent.name for p in Path("data").glob("*/meta.json"))
+            how = "prepare.py makes it"
+            if (self.folder / "train.bin").is_file():
+                how = f"python prepare.py bins {self.folder} --name=NAME adopts nanoGPT's files"
             raise InputError(f"{self.folder}: no prepared data there "
-                             f"(data/ has: {', '.join(there) or 'nothing'}); prepare.py makes it")
+                             f"(data/ has: {', '.join(there) or 'nothing'}); {how}")
         try:
             meta = json.loads((self.folder / "meta.json").read_bytes())
             if meta.pop("checksum") != hashlib.sha256(json.dumps(meta).encode()).hexdigest():
@@ -37,41 +42,80 @@ class Data:
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(f"{self.folder}/meta.json is damaged "
                              f"({type(error).__name__}: {error}); prepare the data again") from None
-        for split, size in sizes.items():
-            self.check(split, size)
+        self.files = {split: self.open(split, size) for split, size in sizes.items()}
+        self.opened = self.fingerprints()
 
-    def check(self, split, size):
-        """InputError unless a split's file is as long as `size` and is the one that was made."""
+    def verify(self, again=True):
+        """InputError unless the files have the hashes of meta.json and ids of the vocabulary.
+
+        What was found is remembered beside the files, in verified.json, with their sizes, times and
+        inodes; where that still fits it is believed, unless `again`.
+        """
+        path = self.folder / "verified.json"
+        if not again and was_verified(path, self.opened):
+            return
+        self.check_contents()
+        text = json.dumps(self.opened)
+        # a folder that cannot be written, or another process that writes the same
+        with contextlib.suppress(OSError):
+            write_atomic(path, lambda file: file.write(text.encode()))
+
+    def open(self, split, size):
+        """A split's file, open. InputError unless it is as long as `size` and has a block."""
         path = self.folder / f"{split}.bin"
         if not path.is_file():
             raise InputError(f"{path} is missing; prepare the data again")
         if path.stat().st_size != size:
             raise InputError(f"{path} has {path.stat().st_size:,} bytes, meta.json says {size:,}; "
                              "prepare the data again")
-        with open(path, "rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != self.sha256[split]:
-                raise InputError(f"{path} does not have the hash that meta.json says; "
-                                 "prepare the data again")
         if self.tokens[split] <= self.block_size:
             raise InputError(f"{path} has {self.tokens[split]:,} tokens, a block needs "
                              f"{self.block_size + 1:,} (block_size + 1)")
-        if self.map(split).max() >= self.tokenizer.vocab_size:
-            raise InputError(f"{path} holds ids beyond the vocabulary of "
-                             f"{self.tokenizer.vocab_size:,}")
+        return open(path, "rb")
+
+    def fingerprints(self):
+        """{split: what tells whether its file is still as it was when it was hashed}."""
+        found = {}
+        for split, file in self.files.items():
+            stat = os.fstat(file.fileno())
+            found[split] = [stat.st_size, stat.st_mtime_ns, stat.st_ino, self.sha256[split]]
+        return found
+
+    def check_contents(self):
+        """Read all of it: the hashes, and that no id is beyond the vocabulary."""
+        for split, file in self.files.items():
+            file.seek(0)
+            if hashlib.file_digest(file, "sha256").hexdigest() != self.sha256[split]:
+                raise InputError(f"{file.name} does not have the hash that meta.json says; "
+                                 "prepare the data again")
+            if self.map(split).max() >= self.tokenizer.vocab_size:
+                raise InputError(f"{file.name} holds ids beyond the vocabulary of "
+                                 f"{self.tokenizer.vocab_size:,}")
 
     def map(self, split):
-        """The split's tokens as a memory map; opened anew each time, so that pages read do not
-        pile up in this process."""
-        return np.memmap(self.folder / f"{split}.bin", self.dtype, mode="r")
+        """The split's tokens as a memory map; made anew each time, so that pages read do not pile
+        up in this process. InputError if the file was written to since it was opened."""
+        if self.fingerprints() != self.opened:
+            raise InputError(f"{self.folder} was written to while it was read; prepare the data "
+                             "again")
+        return np.memmap(self.files[split], self.dtype, mode="r")
 
     def blocks(self, split):
         """How many blocks a split has."""
         return (self.tokens[split] - 1) // self.block_size
 
     def read(self, split, blocks):
-        """Block numbers -> (len(blocks), T + 1) array of token ids."""
+        """Block numbers -> (len(blocks), T + 1) array of token ids. InputError as `map`."""
         tokens, T = self.map(split), self.block_size
         return np.stack([tokens[i * T:(i + 1) * T + 1] for i in blocks])
+
+
+def was_verified(path, seen):
+    """Whether verified.json says that these very files were checked before."""
+    try:
+        return json.loads(path.read_bytes()) == seen
+    except (OSError, ValueError):
+        return False
 
 
 @functools.lru_cache(maxsize=2)
@@ -93,6 +137,7 @@ def to_device(rows, device):
     ids = torch.from_numpy(rows.astype(np.int64))
     if device.type == "cuda":
         ids = ids.pin_memory().to(device, non_blocking=True)
+    ids = ids.to(device)
     return ids[:, :-1], ids[:, 1:]
 
 

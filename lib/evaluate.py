@@ -1,4 +1,5 @@
-"""The whole validation split, scored at a run's last step: eval.npz, a few kB that say where the
+"""What a run says of itself besides its loss: the input's size and speed at each validation, and
+the whole validation split, scored at the last step: eval.npz, a few kB that say where the
 loss is. compare.py draws documents from it, probe.py tokens reads its groups.
 
     doc_nats, doc_tokens, doc_bytes (N,)   of each document (of neighbouring ones, past 5,000)
@@ -23,6 +24,51 @@ MOST_DOCUMENTS = 5_000
 
 
 @torch.no_grad()
+def input_norm(model):
+    """Mean norm of the input table's rows, or of the rows of the projection as d x D; None where
+    the input has no such weights."""
+    wte = model.transformer.wte
+    weight = getattr(wte, "weight", None)
+    if weight is None:
+        return None
+    if isinstance(wte, torch.nn.Embedding):
+        return weight[:model.config.vocab_size].norm(dim=1).mean().item()
+    return weight.norm(dim=0).mean().item()
+
+
+class InputWatch:
+    """How large the input's vectors are and how far a step moves them, measured, not derived:
+    over the tokens of some validation blocks, each as often as it stands there."""
+
+    def __init__(self, model, data, blocks, device):
+        ids = data.read("val", blocks)[:, :-1]
+        distinct, count = np.unique(ids, return_counts=True)
+        self.ids = torch.from_numpy(distinct.astype(np.int64)).to(device)
+        self.share = torch.from_numpy(count / ids.size).float().to(device)
+        self.embed, self.before = torch.no_grad()(model.transformer.wte), None
+
+    def weighted_rms(self, vectors):
+        """Root mean square per coordinate of vectors (n, d), one for each distinct id."""
+        return (self.share @ vectors.square().mean(1)).sqrt().item()
+
+    def rms(self):
+        """rms(e) per coordinate."""
+        return self.weighted_rms(self.embed(self.ids))
+
+    def remember(self):
+        """Keep the vectors as they are before a step."""
+        self.before = self.embed(self.ids)
+
+    def speed(self):
+        """rms(delta e) / rms(e) since `remember`; None where nothing was remembered."""
+        if self.before is None:
+            return None
+        before, self.before = self.before, None
+        moved = self.embed(self.ids) - before
+        return self.weighted_rms(moved) / max(self.weighted_rms(before), 1e-30)
+
+
+@torch.no_grad()
 def score_validation(model, data, config, place):
     """Nats of every token of the validation split but the first, given what stands before it in its
     block: (nats (n,), tokens (n + 1,)). Blocks are dealt to the ranks; all get the whole."""
@@ -33,9 +79,10 @@ def score_validation(model, data, config, place):
     starts += [n - T] if n % T else []
     nats = torch.zeros(n, dtype=torch.float64)
     mine = starts[place.rank::place.world]
+    together = max(config.batch_size, 4096 // T)
     model.eval()
-    for i in range(0, len(mine), config.batch_size):
-        some = mine[i:i + config.batch_size]
+    for i in range(0, len(mine), together):
+        some = mine[i:i + together]
         x, y = to_device(np.stack([tokens[s:s + T + 1] for s in some]), place.device)
         with autocast(place.device, config.dtype):
             scored = model(x, y, per_token=True).double().cpu()  # (B, T)
