@@ -1,308 +1,213 @@
-"""Many runs -> one table with uncertainty: gaps to a baseline, paired by seed.
+"""Many runs -> answers with intervals: the gaps between arms, paired by seed.
 
-    python compare.py out/tiny-* --baseline=bpe_tied                       # print the table
-    python compare.py out/tiny-* --baseline=bpe_tied --out=results/tiny    # and write results/tiny.md, .json and .png
+    python compare.py                               # what is comparable in out/, as tables
+    python compare.py out/tiny-* --out=results/mine # also results/mine.md, .json and .png
+    python compare.py --tune results/tiny/tuning --default=configs/tiny.py --out=results/tiny/tuning
+    python compare.py results/tiny --tuned=results/tiny/tuning.json --out=results/tiny
 
-Runs are grouped by arm and paired by seed: with equal seeds two arms saw the same batches and started from the same
-transformer body, so the gap between them is one number per seed. Runs that differ in anything but arm and seed are refused;
-unfinished runs are left out.
+Runs are folders that hold a log.jsonl (and eval.npz), or folders of such folders. With equal seeds
+two arms saw the same batches and started from the same transformer body, so the gap between them is
+one number per seed. The largest set of finished runs that differ in nothing but arm and seed is
+compared, beside its other horizons (max_steps); the rest is named. Rates that differ between arms
+are compared only with --tuned, the grid that chose them; --tune chooses from a grid of runs.
 """
-import glob
-import json
 import math
-import os
-import shlex
 import statistics
 import sys
-from collections import defaultdict
-from datetime import datetime, timezone
-from pathlib import Path
 
 import numpy as np
 
 from lib.common import InputError, Parser, run
-from lib.report import (bracket, draw_curves, is_finished, markdown_table, panels, pm, read_run,
-                        refuse_folder, refuse_unmatched, save_results)
-from lib.stats import summary
+from lib.config import compose
+from lib.page import page, tables, warnings
+from lib.pictures import comparison_picture
+from lib.report import order, refuse_folder, save_results, stamp
+from lib.runs import find_runs, finished_runs, score, select
+from lib.stats import document_interval, holm, pooled_interval, pooled_sd, speedup, summary
+from lib.tuning import (KEYS, choose, describe_setting, name_runs, read_tuning, setting,
+                        tuning_page, tuning_picture, tuning_tables)
 
-# One change at a time, from the baseline to kron: what differs between the two arms of each pair.
-CONTRASTS = [("bytes", "kron", "random"), ("untying", "bpe_untied", "bpe_tied"), ("input scale", "bpe_untied_unit", "bpe_untied"),
-             ("input speed", "bpe_untied_lr", "bpe_untied_unit")]
-# arXiv 2605.29459 (kron) and 2605.09751 (binary, affine), as they state them.
-PUBLISHED = [("kron - bpe_tied, 124M, 2.5B tokens, 3 seeds", "gap", "-0.083 +- 0.007 nats (-2.5 +- 0.2 %)"),
-             ("kron / bpe_tied, likewise", "perplexity ratio", "about 0.91"),
-             ("kron, likewise", "steps-to-match", "1.43x"),
-             ("binary / learned table, 32 layers, 17B tokens, 3 seeds", "perplexity", "2.36 / 2.44"),
-             ("affine, a slightly shorter run", "perplexity", "2.39"),
-             ("seed to seed, those runs", "perplexity", "4.8 %: comparable, not better")]
-
-
-# ---- reading -----------------------------------------------------------------------------------------------
-
-def read_run(folder):
-    """out/RUN -> {"name", "header", "steps", "vals"}, both lists in step order. InputError if it holds no run's log."""
-    path = Path(folder) / "log.jsonl"
-    if not path.is_file():
-        raise InputError(f"{folder}: no log.jsonl there, not a run")
-    records, dropped = read_log(path)
-    if not records or not {"config", "arm", "params", "data"} <= records[0].keys() or not isinstance(records[0]["config"], dict):
-        raise InputError(f"{path}: no header, not a run's log")
-    if dropped:
-        print(f"note: {path}: {dropped} unreadable line{'s' if dropped > 1 else ''} dropped", file=sys.stderr)
-    steps = [r for r in records[1:] if is_number(r.get("loss"))]
-    vals = [r for r in records[1:] if is_number(r.get("val_loss"))]
-    return {"name": str(folder), "header": records[0], "steps": steps, "vals": vals}
+# The contrasts of results/PLAN.md: (name, arm, base, question). The answer is yes if the arm's loss
+# is below its base's, no if it is above. T is the one of TABLE_FREE that tuning chose.
+CONTRASTS = [
+    ("spelling", "kron", "kron_shuffled", "does spelling help?"),
+    ("head", "bpe_untied", "bpe_tied", "does untying the head help?"),
+    ("table at all", "kron", "bpe_untied", "is kron better than a trained table?"),
+    ("table at all", "lowrank", "bpe_untied", "is a table of low rank better than a full one?"),
+    ("optimiser", "bpe_untied", "bpe_untied_default", "does tuning the table's setting help?"),
+    ("no table anywhere", "T", "bpe_tied", "without any V-sized table: better than tied?"),
+    ("no table anywhere", "T", "kron", "without a table at the head: better than kron?"),
+    ("fixed codes", "binary", "bpe_untied", "are the id's bits, untrained, better than a table?"),
+    ("fixed codes", "affine", "bpe_untied", "are recoded bits, untrained, better than a table?"),
+]
+TABLE_FREE = ("kron_tied", "kron_code_head")
 
 
-def is_number(x):
-    """Whether x is a finite int or float."""
-    return isinstance(x, (int, float)) and not isinstance(x, bool) and math.isfinite(x)
+# ---- statistics --------------------------------------------------------------------------------
 
-
-def is_finished(run):
-    """Whether the last validation is that of the last step of its config."""
-    return bool(run["vals"]) and run["vals"][-1]["step"] == run["header"]["config"]["max_steps"]
-
-
-def refuse_unmatched(runs):
-    """InputError, naming the first difference, if runs differ in anything but arm and seed,
-    or if equal seeds saw other batches."""
-    def rest(run):
-        config, free = run["header"]["config"], (*ARM_KEYS, "seed", "run", "wandb_log")
-        return {k: v for k, v in config.items() if k not in free} | {"data": run["header"]["data"]}
-
-    def arm_keys(run):
-        return {k: run["header"]["config"].get(k) for k in ARM_KEYS}
-
-    first, arms, pairs = runs[0], {}, {}
-    for r in runs:
-        like = arms.setdefault(r["header"]["arm"], r)
-        for a, b, what in ((rest(first), rest(r), first), (arm_keys(like), arm_keys(r), like)):
-            for key in {**a, **b}:
-                if a.get(key) != b.get(key):
-                    raise InputError(f"not comparable: {key} is {a.get(key)} in {what['name']} and {b.get(key)} in {r['name']}")
-        same = pairs.setdefault((r["header"]["arm"], r["header"]["config"]["seed"]), r)
-        if same is not r:
-            raise InputError(f"{same['name']} and {r['name']} are the same arm and seed")
-        twin = next(t for t in runs if t["header"]["config"]["seed"] == r["header"]["config"]["seed"])
-        batches = {s["step"]: s.get("batch_crc") for s in twin["steps"]}
-        for s in r["steps"]:
-            if batches.get(s["step"], s.get("batch_crc")) != s.get("batch_crc"):
-                raise InputError(f"not comparable: step {s['step']} saw other batches in {twin['name']} than in {r['name']}")
-
-
-# ---- statistics --------------------------------------------------------------------------------------------
-
-def student_quantile(degrees, level=0.95):
-    """t with P(|T| < t) = level for Student's T; 12.706, 4.303, 3.182 for 1, 2, 3 degrees of freedom.
-
-    With x = sqrt(degrees) tan(a) the density becomes cos(a)^(degrees - 1), which a fine sum integrates.
-    """
-    edges = np.linspace(0, math.pi / 2, 1_000_001)
-    mass = np.cumsum(np.cos((edges[1:] + edges[:-1]) / 2) ** (degrees - 1))
-    return math.sqrt(degrees) * math.tan(np.interp(level * mass[-1], mass, edges[1:]))
-
-
-def summary(values):
-    """Numbers, one per seed -> {"mean", "sd", "n", "interval"}; sample sd and 95 % Student interval are None for one seed."""
-    values = list(values)
-    n, mean = len(values), statistics.fmean(values)
-    sd = statistics.stdev(values) if n > 1 else None
-    half = student_quantile(n - 1) * sd / math.sqrt(n) if n > 1 else None
-    return {"mean": mean, "sd": sd, "n": n, "interval": None if half is None else [mean - half, mean + half]}
-
-
-def steps_to_match(vals, target):
-    """The step at which a validation curve first comes down to `target`, interpolated linearly; None if it never does."""
-    for before, after in zip([None, *vals], vals):
-        if after["val_loss"] <= target:
-            if before is None:
-                return float(after["step"])
-            share = (before["val_loss"] - target) / (before["val_loss"] - after["val_loss"])
-            return before["step"] + share * (after["step"] - before["step"])
-    return None
-
-
-def paired(arm, base):
-    """The gap arm - base, paired by seed: {seed: run} twice -> summaries and a verdict. None with no common seed."""
+def paired(arm, base, sd, degrees):
+    """The gap arm - base, paired by seed: {seed: run} twice -> its summary (Student's interval over
+    seeds), the interval with the pooled deviation `sd`, that over documents crossed with seeds, and
+    the p-value of the one that the verdict rests on. None with no common seed."""
     seeds = sorted(arm.keys() & base.keys())
     if not seeds:
         return None
-    finals = [(arm[s]["vals"][-1]["val_loss"], base[s]["vals"][-1]["val_loss"]) for s in seeds]
-    gap = summary(a - b for a, b in finals)
-    low, high = gap["interval"] or (0, 0)
-    verdict = ("one seed, no interval" if gap["n"] == 1 else
-               "lower" if high < 0 else "higher" if low > 0 else f"not resolved at {gap['n']} seeds")
-    matches = [steps_to_match(arm[s]["vals"], b) for s, (_, b) in zip(seeds, finals)]
-    reached = [arm[s]["vals"][-1]["step"] / m for s, m in zip(seeds, matches) if m]
-    return {"seeds": seeds, "gap": gap, "percent": summary(100 * (a - b) / b for a, b in finals), "verdict": verdict,
-            "ppl_ratio": summary(math.exp(a - b) for a, b in finals),
-            "speedup": summary(reached) if reached else None, "reached": len(reached)}
+    losses = [(arm[seed]["loss"], base[seed]["loss"]) for seed in seeds]
+    gap, n = summary(ours - theirs for ours, theirs in losses), len(seeds)
+    pair = {"seeds": seeds, "gap": gap, "pooled": None, "documents": None,
+            "speedup": summary(speedup(arm[seed], base[seed]) for seed in seeds),
+            "percent": summary(100 * (ours - theirs) / theirs for ours, theirs in losses),
+            "ppl_ratio": summary(math.exp(ours - theirs) for ours, theirs in losses),
+            "interval": None, "p": None, "rests_on": "one seed, no interval"}
+    if degrees:
+        pair["pooled"], p = pooled_interval(gap["mean"], n, sd, degrees)
+        if n > 1:
+            pair |= {"interval": pair["pooled"], "p": p, "rests_on": "seeds, pooled deviation"}
+    if arm[seeds[0]]["redrawn"] is not None:
+        gaps = np.mean([arm[seed]["redrawn"] - base[seed]["redrawn"] for seed in seeds], axis=0)
+        error = sd * math.sqrt(2 / n) if n > 1 else 0.0  # one seed says nothing of seeds
+        pair["documents"], p = document_interval(gaps, error, degrees)
+        if n == 1:
+            pair |= {"interval": pair["documents"], "p": p,
+                     "rests_on": "documents, this one training run"}
+    return pair
 
 
-def compare(runs, baseline):
-    """Matched, finished runs -> everything that the table, the json and the picture show."""
-    arms = {}
-    for r in runs:
-        arms.setdefault(r["header"]["arm"], {})[r["header"]["config"]["seed"]] = r
-    if baseline not in arms:
-        raise InputError(f"--baseline={baseline}: no finished run of that arm (there are {', '.join(arms)})")
-    result = {"baseline": baseline, "arms": {}, "contrasts": []}
+def verdict(pair, p):
+    """What a gap says at p-value `p`, and which interval that rests on."""
+    if p is None:
+        return pair["rests_on"]
+    side = "lower" if pair["gap"]["mean"] < 0 else "higher"
+    return f"{side if p < 0.05 else 'not resolved'} ({pair['rests_on']})"
+
+
+def answer(pair, how):
+    """yes, no or not known: what a planned contrast's verdict is worth. `how`: of each of the two
+    arms, how it was tuned."""
+    if None in how:
+        return "not known: not tuned"
+    for arm, tuned in zip((pair["arm"], pair["base"]), how):
+        wanted = "default" if arm.endswith("_default") else "tuned"
+        if tuned != wanted:
+            return f"not known: {arm} was not tuned"
+    if pair["p_holm"] is None:
+        return "not known: one training run"
+    if pair["p_holm"] >= 0.05:
+        return "not known"
+    text = "yes" if pair["gap"]["mean"] < 0 else "no"
+    return text if len(pair["seeds"]) > 1 else f"{text}, in this one training run"
+
+
+def table_free(arms, tuning):
+    """The arm that T stands for: the one of TABLE_FREE that tuning chose; without a table of
+    tuning the one that is there, if it is one."""
+    if tuning:
+        losses = {arm: tuning["arms"][arm]["best"]["val_loss"] for arm in TABLE_FREE
+                  if arm in tuning["arms"]}
+        return min(losses, key=losses.get, default="T")
+    there = [arm for arm in TABLE_FREE if arm in arms]
+    return there[0] if len(there) == 1 else "T"
+
+
+def describe(by_seed):
+    """What an arm's runs {seed: run} show on their own. Numbers that no run logged are None."""
+    group = list(by_seed.values())
+    later = [v for r in group for v in r["vals"] if v["step"]]
+    rates = [s["tokens_per_s"] for r in group for s in r["steps"] if s.get("tokens_per_s")]
+
+    def values(records, key):
+        found = [v.get(key) for v in records]
+        return summary(found) if found and None not in found else None
+
+    config = group[0]["header"]["config"]
+    speeds = [v["input_speed"] for v in later if v.get("input_speed") is not None]
+    return {
+        "seeds": sorted(by_seed), "params": group[0]["header"]["params"],
+        "tuned": group[0].get("how"), "setting": describe_setting(setting(config)),
+        "loss": values(group, "loss"), "bpb": values(group, "bpb"),
+        "ppl": summary(math.exp(r["loss"]) for r in group),
+        "rms": [values([r["vals"][i] for r in group], "input_rms") for i in (0, -1)],
+        "speed": statistics.median(speeds) if speeds else None,
+        "clipped": values(later, "clipped"),
+        "tokens_per_s": statistics.median(rates) if rates else None}
+
+
+def compare(arms, baseline, tuning=None):
+    """Scored runs {arm: {seed: run}} -> everything that the tables and the json show."""
+    losses = {(arm, seed): r["loss"] for arm, runs in arms.items() for seed, r in runs.items()}
+    sd, degrees = pooled_sd(losses)
+    steps = max(r["vals"][-1]["step"] for r in arms[baseline].values())
+    result = {"baseline": baseline, "steps": steps, "pooled": {"sd": sd, "degrees": degrees},
+              "planned": [], "exploratory": [],
+              "arms": {arm: describe(runs) for arm, runs in arms.items()}}
+    for name, arm, base, question in CONTRASTS:
+        arm = table_free(arms, tuning) if arm == "T" else arm
+        pair = paired(arms.get(arm, {}), arms.get(base, {}), sd, degrees)
+        what = {"name": name, "question": question, "arm": arm, "base": base}
+        result["planned"].append(what | (pair or {"gap": None, "answer": "not run"}))
+    made = {(c["arm"], c["base"]): c for c in result["planned"] if c["gap"]}
+    # a contrast that was not run counts in the family as it was planned
+    p_holm = holm({key: c["p"] for key, c in made.items() if c["p"] is not None}, len(CONTRASTS))
+    for key, c in made.items():
+        c["p_holm"] = p_holm.get(key)
+        c["verdict"] = verdict(c, c["p_holm"])
+        c["answer"] = answer(c, [result["arms"][arm]["tuned"] for arm in key])
     for arm, by_seed in arms.items():
-        group = list(by_seed.values())
-        last = [r["vals"][-1] for r in group]
-        norms = [(r["vals"][0].get("input_norm"), r["vals"][-1].get("input_norm")) for r in group]
-        rates = [statistics.median(s["tokens_per_s"] for s in r["steps"]) for r in group if r["steps"]]
-        result["arms"][arm] = {
-            "seeds": sorted(by_seed), "params": group[0]["header"]["params"],
-            "val_loss": summary(v["val_loss"] for v in last), "val_ppl": summary(v["val_ppl"] for v in last),
-            "val_bpb": summary(v["val_bpb"] for v in last), "tokens_per_s": summary(rates) if rates else None,
-            "input_norm": [summary(x) if None not in x else None for x in zip(*norms)],
-            "against_baseline": paired(by_seed, arms[baseline])}
-    for what, arm, base in CONTRASTS:
-        if arm in arms and base in arms and (contrast := paired(arms[arm], arms[base])):
-            result["contrasts"].append({"what": what, "arm": arm, "base": base} | contrast)
+        pair = paired(by_seed, arms[baseline], sd, degrees)
+        if pair and arm != baseline and (arm, baseline) not in made:
+            pair |= {"arm": arm, "base": baseline, "verdict": verdict(pair, pair["p"])}
+            result["exploratory"].append(pair)
     return result
 
 
-# ---- writing -----------------------------------------------------------------------------------------------
+# ---- commands ----------------------------------------------------------------------------------
 
-def pm(s, digits=4, sign=""):
-    """A summary as text: mean +- sd, or the mean alone for one seed."""
-    if s is None:
-        return "-"
-    return f"{s['mean']:{sign},.{digits}f}" + (f" ± {s['sd']:,.{digits}f}" if s["sd"] is not None else "")
-
-
-def interval(s, digits=4):
-    """A summary's interval as text."""
-    return "-" if s["interval"] is None else f"[{s['interval'][0]:+.{digits}f}, {s['interval'][1]:+.{digits}f}]"
-
-
-def gap_cells(p):
-    """The cells that every paired row shares."""
-    n, match = p["gap"]["n"], "not reached"
-    if p["reached"]:
-        match = pm(p["speedup"], 2) + "x" + (f" ({p['reached']} of {n} seeds)" if p["reached"] < n else "")
-    return [n, pm(p["gap"], 4, "+"), interval(p["gap"]), pm(p["percent"], 2, "+"), pm(p["ppl_ratio"], 3), match, p["verdict"]]
-
-
-def tables(result):
-    """The comparison as markdown tables."""
-    loss, gaps = [], []
-    for arm, a in result["arms"].items():
-        start, end = a["input_norm"]
-        loss.append([arm, len(a["seeds"]), *(f"{a['params'][k]:,}" for k in ("input", "body", "head", "total")),
-                     pm(a["val_loss"]), pm(a["val_ppl"], 2), pm(a["val_bpb"]),
-                     f"{a['tokens_per_s']['mean']:,.0f}" if a["tokens_per_s"] else "-",
-                     f"{start['mean']:.3f} -> {end['mean']:.3f}" if start and end else "none"])
-        if arm != result["baseline"] and a["against_baseline"]:
-            gaps.append([arm, *gap_cells(a["against_baseline"])])
-    head = ["seeds", "gap (nats)", "95 % interval", "gap (%)", "perplexity ratio", "steps-to-match", "verdict"]
-    columns = ["arm", "seeds", "input params", "body", "head", "total",
-               "loss (nats)", "perplexity", "bits/byte", "tokens/s", "input norm"]
-    text = ["Validation, mean ± sample standard deviation over seeds (tokens/s as the runs logged them, "
-            "beside whatever else the machine did: bench.py measures speed):", markdown_table(columns, loss)]
-    if gaps:
-        text += [f"Against `{result['baseline']}`, paired by seed (negative is better; steps-to-match is total steps / "
-                 "the step at which the baseline's final loss is reached):", markdown_table(["arm", *head], gaps)]
-    if result["contrasts"]:
-        rows = [[c["what"], f"{c['arm']} - {c['base']}", *gap_cells(c)] for c in result["contrasts"]]
-        text += ["One change at a time, paired by seed:", markdown_table(["what changes", "pair", *head], rows)]
-    return "\n\n".join(text)
-
-
-def report(result, runs, unfinished, picture):
-    """The whole .md: tables, published figures, and what made the numbers."""
-    header, config = runs[0]["header"], runs[0]["header"]["config"]
-    versions = {"{hardware}; Python {python}, torch {torch}, commit {commit}".format_map(defaultdict(str, r["header"]))
-                for r in runs}
-    text = [f"# {Path(picture).stem}: {len(result['arms'])} arms, {len(runs)} runs",
-            f"![validation loss, gap, input norms]({Path(picture).name})", tables(result)]
-    text += ["Published:", markdown_table(["what", "figure", "value"], PUBLISHED)]
-    if unfinished:
-        steps = (f"{r['name']} (step {r['vals'][-1]['step'] if r['vals'] else 0} of {r['header']['config']['max_steps']})"
-                 for r in unfinished)
-        text.append("Left out because unfinished: " + ", ".join(steps))
-    per_step = header.get("tokens_per_step", 0)
-    text.append(f"Every run: {config['max_steps']:,} steps of {per_step:,} tokens = {config['max_steps'] * per_step:,} tokens "
-                f"({header.get('epochs', 0):.2f} epochs) of `{config['dataset']}` (train.bin sha256 "
-                f"{header['data']['train'][:12]}...), {config['n_layer']} layers, d {config['n_embd']}, "
-                f"context {config['block_size']}, {config['dtype']}, peak learning rate {config['learning_rate']}.")
-    text.append("Made by `" + result["command"] + f"` on {result['date']}, from runs on " + "; ".join(sorted(versions)) + ":")
-    text.append("```\n" + "\n".join(f"{r['header'].get('date', '')}  {r['header'].get('command', '')}" for r in runs) + "\n```")
-    return "\n\n".join(text) + "\n"
-
-
-def plot(result, runs, path):
-    """Validation loss, gap to the baseline, input norm against steps: mean over seeds, band from the lowest to the highest."""
-    import matplotlib
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-    # Okabe and Ito: colour-blind safe, and told apart in grey
-    colours = ["#000000", "#E69F00", "#56B4E9", "#009E73", "#B8A800", "#0072B2", "#D55E00", "#CC79A7"]
-    styles = ["-", "--", "-.", ":", (0, (5, 1)), (0, (1, 1)), (0, (3, 1, 1, 1)), (0, (8, 2))]
-    markers = "osD^vP*X"
-    by_arm = {}
-    for r in runs:
-        by_arm.setdefault(r["header"]["arm"], {})[r["header"]["config"]["seed"]] = {v["step"]: v for v in r["vals"]}
-    figure, (losses, gaps, norms) = plt.subplots(1, 3, figsize=(16, 5), layout="constrained")
-    for i, (arm, seeds) in enumerate(by_arm.items()):
-        look = dict(color=colours[i % 8], ls=styles[i % 8], marker=markers[i % 8], ms=4, lw=1.6, label=arm)
-
-        def draw(axes, curves):  # curves: {seed: {step: value}}
-            steps = sorted(set.intersection(*(set(c) for c in curves.values()))) if curves else []
-            if steps:
-                values = np.array([[c[s] for s in steps] for c in curves.values()])
-                axes.plot(steps, values.mean(0), **look)
-                axes.fill_between(steps, values.min(0), values.max(0), color=look["color"], alpha=0.15, lw=0)
-        base = by_arm[result["baseline"]]
-        draw(losses, {s: {t: v["val_loss"] for t, v in c.items() if t} for s, c in seeds.items()})
-        draw(gaps, {s: {t: v["val_loss"] - base[s][t]["val_loss"] for t, v in c.items() if t and t in base[s]}
-                    for s, c in seeds.items() if s in base})
-        draw(norms, {s: {t: v["input_norm"] for t, v in c.items() if v.get("input_norm")} for s, c in seeds.items()})
-    finals = [v["val_loss"] for r in runs for v in r["vals"][-1:]]
-    late = [v["val_loss"] for r in runs for v in r["vals"] if v["step"] >= r["vals"][-1]["step"] / 5]
-    losses.set(ylim=(min(finals) - 0.05, max(late) + 0.05), ylabel="validation loss (nats per token)", title="Validation loss")
-    gaps.set(ylabel=f"loss - loss of {result['baseline']} (nats)", title="Gap to the baseline at the same step")
-    norms.set(yscale="log", ylabel="mean row norm of the input's weights", title="Input norm (binary and affine have no weights)")
-    for axes in (losses, gaps, norms):
-        axes.set_xlabel("training step")
-        axes.grid(alpha=0.3)
-    losses.legend(fontsize=8)
-    write_atomic(path, lambda file: figure.savefig(file, format="png", dpi=110))
-    plt.close(figure)
+def tune(paths, default, out):
+    """--tune: what a grid chose, as tables; with `out` as tuning.json, .md and .png."""
+    found, skipped = find_runs(paths)
+    for _, why in skipped:
+        print(f"note: skipped, no run: {why}", file=sys.stderr)
+    if not found:
+        raise InputError(f"no runs of a grid below {', '.join(paths)}")
+    untuned = setting(vars(compose([default])[0])) if default else None
+    table = choose(sorted(found, key=order), untuned)
+    print("\n\n".join(tuning_tables(table)[:2]))
+    if out:
+        save_results(out, tuning_page(table, out), table | stamp(found), tuning_picture(table))
 
 
 def main():
     parser = Parser(description=__doc__)
-    parser.add_argument("runs", nargs="*", help="folders below out/ (default: all that hold a log)")
-    parser.add_argument("--baseline", default="bpe_tied", help="the arm that gaps are measured against")
+    parser.add_argument("runs", nargs="*", default=["out"], help="folders (default: out)")
+    parser.add_argument("--baseline", help="the arm of the gaps (default: bpe_tied if there)")
+    parser.add_argument("--tuned", help="tuning.json: the grid that chose each arm's setting")
+    parser.add_argument("--tune", action="store_true", help="the runs are a grid: choose from it")
+    parser.add_argument("--default", help="with --tune: the config whose rates nobody tuned")
     parser.add_argument("--out", help="write OUT.md, OUT.json and OUT.png")
     args = parser.parse_args()
-    folders = args.runs or [os.path.dirname(path) for path in sorted(glob.glob("out/*/log.jsonl"))]
-    if not folders:
-        raise InputError("no runs: give folders that train.py made, like out/tiny-*")
-    runs = [read_run(f.rstrip("/")) for f in dict.fromkeys(folders)]
-    unfinished = [r for r in runs if not is_finished(r)]
-    runs = [r for r in runs if is_finished(r)]
-    for r in unfinished:
-        print(f"left out, unfinished: {r['name']}")
-    if not runs:
-        raise InputError("none of these runs is finished")
-    refuse_unmatched(runs)
-    result = compare(runs, args.baseline)
-    print(tables(result))
     if args.out:
-        result |= {"command": shlex.join(["python", os.path.basename(sys.argv[0]), *sys.argv[1:]]),
-                   "date": datetime.now(timezone.utc).isoformat(timespec="seconds"), "published": PUBLISHED,
-                   "unfinished": [r["name"] for r in unfinished],
-                   "runs": [{"name": r["name"], "header": r["header"], "validations": r["vals"]} for r in runs]}
-        Path(args.out).parent.mkdir(parents=True, exist_ok=True)
-        plot(result, runs, f"{args.out}.png")
-        write_atomic(f"{args.out}.json", lambda file: file.write((json.dumps(result, indent=1) + "\n").encode()))
-        write_atomic(f"{args.out}.md", lambda file: file.write(report(result, runs, unfinished, f"{args.out}.png").encode()))
-        print(f"\nwrote {args.out}.md, {args.out}.json, {args.out}.png")
+        refuse_folder(args.out)
+    if args.tune:
+        return tune(args.runs, args.default, args.out)
+
+    notes, tuning = [], read_tuning(args.tuned) if args.tuned else None
+    runs = finished_runs(args.runs, notes)
+    if tuning:
+        runs = name_runs(runs, tuning, notes)
+    horizons, baseline = select(runs, args.baseline, KEYS if tuning else (), notes)
+    results = []
+    for arms in horizons:
+        notes += score([r for by_seed in arms.values() for r in by_seed.values()])
+        results.append(compare(arms, baseline, tuning))
+    notes = warnings(horizons[0], results[0], tuning) + notes
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
+    print(tables(results))
+    if args.out:
+        text, saved = page(horizons, results, notes, tuning, args.out)
+        planned = [c[side] for c in results[0]["planned"] if c["gap"] for side in ("arm", "base")]
+        save_results(args.out, text, saved | {"tuned": args.tuned},
+                     comparison_picture(horizons, baseline, planned))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,11 @@ every table and picture."""
 import json
 import math
 import os
+import re
+import shlex
 import sys
+from dataclasses import asdict
+from datetime import datetime, timezone
 from pathlib import Path
 
 import numpy as np
@@ -11,22 +15,37 @@ from matplotlib.figure import Figure
 
 from lib.checkpoint import read_log
 from lib.common import InputError, write_atomic
-from lib.config import ARM_KEYS, modernise
+from lib.config import ARM_KEYS, Config, modernise
 
-# arm: (colour, marker, line). The first eight colours are Okabe and Ito's, safe for the
-# colour-blind; markers and lines tell arms apart in grey. The order is that of the tables.
+# arm: (colour, marker, line). The order is that of the tables. Arms of one family share a marker;
+# colours are Okabe and Ito's, safe for the colour-blind, and shades of them; lines tell the arms of
+# a family apart in grey.
 ARMS = {
     "bpe_tied": ("#000000", "o", "-"),
     "bpe_untied": ("#E69F00", "s", "--"),
+    "bpe_untied_default": ("#A87400", "s", ":"),
     "bpe_untied_unit": ("#56B4E9", "D", "-."),
     "bpe_untied_lr": ("#009E73", "^", ":"),
+    "lowrank": ("#5B3A99", "p", "-"),
+    "lowrank_tied": ("#B39DDB", "p", "-."),
     "binary": ("#B8A800", "v", (0, (5, 1))),
     "binary_linear": ("#7A7000", "v", "-"),
     "affine": ("#0072B2", "P", (0, (1, 1))),
+    "frozen_random": ("#888888", "v", ":"),
+    "visual": ("#444444", "v", "-."),
     "random": ("#CC79A7", "*", (0, (3, 1, 1, 1))),
+    "hash": ("#8A3F68", "*", "-"),
+    "qr": ("#E8BCD3", "*", "--"),
+    "trigram": ("#00606B", ">", "-"),
+    "phase": ("#6FB7A8", "h", "--"),
+    "bytes2word": ("#3B6EA5", "<", "-."),
     "kron": ("#D55E00", "X", (0, (8, 2))),
+    "kron_raw": ("#F4A582", "X", ":"),
+    "kron_shuffled": ("#6E2400", "X", "-"),
+    "kron_tied": ("#B2473E", "X", "-."),
+    "kron_code_head": ("#F08080", "X", "--"),
 }
-OTHER_MARKERS = "<>phHd|_1234"
+OTHER_MARKERS = "Hd8|_1234"
 
 
 def look(arm):
@@ -35,7 +54,7 @@ def look(arm):
     if arm in ARMS:
         colour, marker, line = ARMS[arm]
         return {"color": colour, "marker": marker, "ls": line}
-    number = sum(byte * 31**i for i, byte in enumerate(arm.encode()))
+    number = sum(byte * 31**i for i, byte in enumerate(arm.encode())) % 65_521  # a prime
     hue = (number * 0.618034) % 1.0  # neighbouring numbers, distant hues
     red, green, blue = (0.35 + 0.3 * math.cos(2 * math.pi * (hue - third / 3))
                         for third in range(3))
@@ -45,12 +64,23 @@ def look(arm):
 
 def order(run):
     """Sort key of a run: arms as in ARMS, others after them by name, then seeds."""
-    arm = run["header"]["arm"]
-    place = list(ARMS).index(arm) if arm in ARMS else len(ARMS)
-    return place, arm, run["header"]["config"]["seed"]
+    arm = arm_of(run)
+    base = arm.split(",")[0]
+    place = list(ARMS).index(base) if base in ARMS else len(ARMS)
+    natural = re.sub(r"\d+", lambda number: number[0].zfill(9), arm)  # rank=6 before rank=12
+    return place, natural, run["header"]["config"]["seed"]
+
+
+def arm_of(run):
+    """What a run's arm is called in tables: its header's name, unless a comparison gave another."""
+    return run.get("arm", run["header"]["arm"])
 
 
 # ---- runs in -----------------------------------------------------------------------------------
+
+# Runs that are compared may differ in these: they make the arm, or leave its numbers alone.
+FREE = {*ARM_KEYS, "seed", "name", "wandb_log", "log_interval", "eval_interval", "compile"}
+
 
 def is_number(x):
     """Whether x is a finite int or float."""
@@ -58,7 +88,9 @@ def is_number(x):
 
 
 def read_run(folder):
-    """out/RUN -> {"name", "header", "steps", "vals"}, both lists in step order.
+    """out/RUN -> {"name", "header", "steps", "vals", "diverged", "went_on"}; steps and vals are the
+    log's records in step order, diverged is the step of a last validation that was not finite, or
+    None, went_on the keys, hardware and code that were others when it went on after a stop.
 
     InputError if it holds no run's log.
     """
@@ -67,60 +99,90 @@ def read_run(folder):
         raise InputError(f"{folder}: no log.jsonl there, not a run")
     records, dropped = read_log(path)
     header = records[0] if records else {}
-    whole = {"config", "arm", "params", "data"} <= header.keys()
-    if not whole or not isinstance(header["config"], dict):
+    parts = [header.get(key) for key in ("config", "params", "data")]
+    if not isinstance(header.get("arm"), str) or not all(isinstance(p, dict) for p in parts):
         raise InputError(f"{path}: no header, not a run's log")
+    for key in ("max_steps", "seed"):
+        if not isinstance(header["config"].get(key), int):
+            raise InputError(f"{path}: its header has no {key}, not a run's log")
     if dropped:
         print(f"note: {path}: {dropped} unreadable line{'s' if dropped > 1 else ''} dropped",
               file=sys.stderr)
-    header["config"] = modernise(header["config"])
+    header["config"] = asdict(Config()) | modernise(header["config"])
     steps = [r for r in records[1:] if is_number(r.get("loss"))]
-    vals = [r for r in records[1:] if is_number(r.get("val_loss"))]
-    return {"name": str(folder), "header": header, "steps": steps, "vals": vals}
+    scored = [r for r in records[1:] if "val_loss" in r]
+    vals = [r for r in scored if is_number(r["val_loss"])]
+    diverged = scored[-1]["step"] if scored and scored[-1] not in vals else None
+    went_on = sorted({key for r in records[1:] for key in r.get("went_on_with", {})})
+    return {"name": str(folder), "header": header, "steps": steps, "vals": vals,
+            "diverged": diverged, "went_on": went_on}
 
 
-def is_finished(run):
-    """Whether the last validation is that of the last step of its config."""
-    return bool(run["vals"]) and run["vals"][-1]["step"] == run["header"]["config"]["max_steps"]
+# ---- which runs can be compared ----------------------------------------------------------------
+
+def settings(run, free=()):
+    """All that must be equal in runs that are compared: config, but for the FREE keys and those in
+    `free`; data; by how many steps a finished run was extended, since its rate fell twice."""
+    config = run["header"]["config"]
+    kept = {key: value for key, value in config.items() if key not in FREE and key not in free}
+    return kept | {"data": run["header"]["data"], "extended": run["header"].get("extended")}
 
 
-def refuse_difference(a, b, what_a, what_b):
-    """InputError naming the first key in which two dicts differ."""
-    for key in {**a, **b}:
-        if a.get(key) != b.get(key):
-            raise InputError(f"not comparable: {key} is {a.get(key)} in {what_a} and {b.get(key)} "
-                             f"in {what_b}")
+def difference(a, b, free=()):
+    """The first setting in which two runs differ, in words, or ""."""
+    ours, theirs = settings(a, free), settings(b, free)
+    for key in {**ours, **theirs}:
+        if ours.get(key) != theirs.get(key):
+            return (f"{key} is {ours.get(key)} in {a['name']} and {theirs.get(key)} in "
+                    f"{b['name']}")
+    return ""
+
+
+def drop_clashes(runs):
+    """Runs of equal settings -> (those that fit together, [(run, why it does not)]): one run per
+    arm and seed, one set of arm keys per arm, the same batches in runs of the same seed."""
+    first_of_arm, first_of_seed, seen, kept, dropped = {}, {}, {}, [], []
+    for run in runs:
+        arm, seed = arm_of(run), run["header"]["config"]["seed"]
+        like, twin = first_of_arm.get(arm, run), first_of_seed.get(seed, run)
+        step = other_batch(twin, run)
+        keys = [key for key in ARM_KEYS
+                if like["header"]["config"].get(key) != run["header"]["config"].get(key)]
+        if keys:
+            mine, other = (r["header"]["config"].get(keys[0]) for r in (run, like))
+            why = f"not comparable: {keys[0]} is {other} in {like['name']} and {mine} in it"
+        elif (arm, seed) in seen:
+            why = f"{seen[arm, seed]} is the same arm and seed"
+        elif step is not None:
+            why = f"not comparable: step {step} saw other batches than in {twin['name']}"
+        else:
+            first_of_arm.setdefault(arm, run)
+            first_of_seed.setdefault(seed, run)
+            seen[arm, seed] = run["name"]
+            kept.append(run)
+            continue
+        dropped.append((run, why))
+    return kept, dropped
+
+
+def other_batch(a, b):
+    """The first step of which both logs have a batch's checksum and disagree, or None."""
+    batches = {record["step"]: record.get("batch_crc") for record in a["steps"]}
+    for record in b["steps"]:
+        step, crc = record["step"], record.get("batch_crc")
+        if batches.get(step, crc) != crc:
+            return step
+    return None
 
 
 def refuse_unmatched(runs):
     """InputError, naming the first difference, if runs differ in anything but arm and seed, or if
     equal seeds saw other batches."""
-    free = {*ARM_KEYS, "seed", "name", "wandb_log"}
-
-    def rest(run):
-        config = run["header"]["config"]
-        kept = {key: value for key, value in config.items() if key not in free}
-        return kept | {"data": run["header"]["data"]}
-
-    def arm_keys(run):
-        return {key: run["header"]["config"].get(key) for key in ARM_KEYS}
-
-    first_of_arm, first_of_seed, seen = {}, {}, {}
     for run in runs:
-        arm, seed = run["header"]["arm"], run["header"]["config"]["seed"]
-        like = first_of_arm.setdefault(arm, run)
-        refuse_difference(rest(runs[0]), rest(run), runs[0]["name"], run["name"])
-        refuse_difference(arm_keys(like), arm_keys(run), like["name"], run["name"])
-        if (arm, seed) in seen:
-            raise InputError(f"{seen[arm, seed]} and {run['name']} are the same arm and seed")
-        seen[arm, seed] = run["name"]
-        twin = first_of_seed.setdefault(seed, run)
-        batches = {record["step"]: record.get("batch_crc") for record in twin["steps"]}
-        for record in run["steps"]:
-            step, crc = record["step"], record.get("batch_crc")
-            if batches.get(step, crc) != crc:
-                raise InputError(f"not comparable: step {step} saw other batches in {twin['name']} "
-                                 f"than in {run['name']}")
+        if differs := difference(runs[0], run):
+            raise InputError(f"not comparable: {differs}")
+    for run, why in drop_clashes(runs)[1]:
+        raise InputError(f"{run['name']}: {why}")
 
 
 # ---- tables out --------------------------------------------------------------------------------
@@ -143,12 +205,29 @@ def pm(s, digits=4, sign=""):
     return mean if s["sd"] is None else f"{mean} ± {s['sd']:,.{digits}f}"
 
 
-def bracket(s, digits=4):
-    """A summary's interval as text."""
-    if s["interval"] is None:
+def bracket(interval, digits=4):
+    """An interval (low, high) as text, - for None."""
+    if interval is None:
         return "-"
-    low, high = s["interval"]
+    low, high = interval
     return f"[{low:+.{digits}f}, {high:+.{digits}f}]"
+
+
+def rounded(x):
+    """Nested dicts and lists with every float to six significant digits."""
+    if isinstance(x, dict):
+        return {key: rounded(value) for key, value in x.items()}
+    if isinstance(x, (list, tuple)):
+        return [rounded(value) for value in x]
+    return float(f"{x:.6g}") if isinstance(x, float) else x
+
+
+def compact(text):
+    """JSON text with every innermost list and dict on one line, if it fits in 100 columns."""
+    def one_line(found):
+        line = " ".join(found[0].split())
+        return line if len(line) <= 90 else found[0]
+    return re.sub(r"[\[{][^\[\]{}]*[\]}]", one_line, text)
 
 
 def save_results(out, page, result, figure):
@@ -156,14 +235,24 @@ def save_results(out, page, result, figure):
     Path(out).parent.mkdir(parents=True, exist_ok=True)
     write_atomic(f"{out}.png", lambda file: figure.savefig(file, format="png", dpi=110))
     write_atomic(f"{out}.md", lambda file: file.write(page.encode()))
-    text = json.dumps(result, indent=1) + "\n"
+    text = compact(json.dumps(rounded(result), indent=1)) + "\n"
     write_atomic(f"{out}.json", lambda file: file.write(text.encode()))
     print(f"\nwrote {out}.md, {out}.json, {out}.png")
 
 
+def stamp(runs):
+    """What made a results file: the command, the date, the runs' commits and hardware."""
+    headers = [run["header"] for run in runs]
+    return {"command": shlex.join(["python", os.path.basename(sys.argv[0]), *sys.argv[1:]]),
+            "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "commit": sorted({header.get("commit", "unknown") for header in headers}),
+            "hardware": sorted({header.get("hardware", "unknown") for header in headers})}
+
+
 def refuse_folder(out):
-    """InputError if --out is a folder or empty: it is a name without ending."""
-    if os.path.isdir(out) or not os.path.basename(out):
+    """InputError if --out is a folder or empty: it is a name without ending. A folder of runs is
+    one that its page stands beside: results/tiny.md and results/tiny/."""
+    if not os.path.basename(out) or (os.path.isdir(out) and not any(Path(out).glob("*/log.jsonl"))):
         raise InputError(f"--out={out} is a folder; give a name without ending, like results/mine")
 
 
@@ -188,15 +277,19 @@ def draw_bars(ax, arm, x, middle, low, high, line=None):
     ax.errorbar(x, middle, [below, above], capsize=2, lw=1.3, ms=6, label=arm, **style)
 
 
-def draw_curves(ax, arm, curves):
+def draw_curves(ax, arm, curves, thin=False):
     """An arm's curves {seed: {step: value}}: the mean over seeds at the steps that all have, with a
-    band from the lowest to the highest."""
+    band from the lowest to the highest; `thin`: without markers and label."""
     steps = sorted(set.intersection(*(set(c) for c in curves.values()))) if curves else []
-    if steps:
-        values = np.array([[curve[step] for step in steps] for curve in curves.values()])
-        style = look(arm)
-        ax.plot(steps, values.mean(0), ms=4, lw=1.6, label=arm, **style)
-        ax.fill_between(steps, values.min(0), values.max(0), color=style["color"], alpha=0.15, lw=0)
+    if not steps:
+        return
+    values = np.array([[curve[step] for step in steps] for curve in curves.values()])
+    style = look(arm)
+    if thin:
+        ax.plot(steps, values.mean(0), lw=1, alpha=0.6, color=style["color"], ls=style["ls"])
+    else:
+        ax.plot(steps, values.mean(0), ms=5, lw=1.6, label=arm, **style)
+    ax.fill_between(steps, values.min(0), values.max(0), color=style["color"], alpha=0.15, lw=0)
 
 
 def loss_picture(records, title, path):

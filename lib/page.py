@@ -1,0 +1,221 @@
+"""A comparison as text: what a reader must know first, the answers, the tables, what made them."""
+from collections import Counter, defaultdict
+from pathlib import Path
+
+from lib.report import bracket, markdown_table, pm, stamp
+from lib.tuning import describe_setting
+
+# arXiv 2605.29459 (kron) and 2605.09751 (binary, affine), as they state them.
+PUBLISHED = [
+    ("kron - bpe_tied, 124M, 2.5B tokens, 3 seeds", "gap", "-0.083 +- 0.007 nats (-2.5 +- 0.2 %)"),
+    ("kron / bpe_tied, likewise", "perplexity ratio", "about 0.91"),
+    ("kron, likewise", "steps-to-match", "1.43x"),
+    ("binary / learned table, 32 layers, 17B tokens, 3 seeds", "perplexity", "2.36 / 2.44"),
+    ("affine, a slightly shorter run", "perplexity", "2.39"),
+    ("seed to seed, those runs", "perplexity", "4.8 %: comparable, not better"),
+]
+
+
+# ---- what to know first ------------------------------------------------------------------------
+
+def warnings(arms, result, tuning):
+    """What makes a comparison worth less than it looks: lines, most important first."""
+    runs = [run for by_seed in arms.values() for run in by_seed.values()]
+    lines = [] if tuning else ["not tuned: every arm ran at the rates of its config, and nothing "
+                               "here answers results/PLAN.md"]
+    if tuning:
+        untuned = [arm for arm, a in result["arms"].items() if a["tuned"] == "not tuned"]
+        lines += [f"not tuned, no grid has them: {', '.join(untuned)}"] if untuned else []
+    dirty = [r["name"] for r in runs if r["header"].get("commit", "").endswith("+changes")]
+    if dirty:
+        lines.append(f"made from files that no commit has (+changes): {', '.join(dirty)}")
+    for run in runs:
+        if run["went_on"]:
+            lines.append(f"{run['name']} went on after a stop with other "
+                         f"{', '.join(run['went_on'])}")
+    versions = Counter(r["header"].get("code_hash", "unknown") for r in runs)
+    if len(versions) > 1:
+        counts = ", ".join(f"{code} ({n} runs)" for code, n in versions.most_common())
+        lines.append(f"several versions of the code that decides numbers: {counts}")
+    base = arms[result["baseline"]]
+    for arm, by_seed in arms.items():
+        if not by_seed.keys() & base.keys():
+            lines.append(f"no gap of {arm}: it has no seed in common with {result['baseline']} "
+                         f"({numbers(by_seed)} and {numbers(base)})")
+    for c in result["planned"]:
+        pair = [arms.get(c["arm"], {}), arms.get(c["base"], {})]
+        if all(pair) and pair[0].keys() != pair[1].keys():
+            lines.append(f"unequal seeds: {c['arm']} has {numbers(pair[0])}, {c['base']} has "
+                         f"{numbers(pair[1])}; their gap is over the common ones")
+    return lines
+
+
+def numbers(seeds):
+    """Seeds as text."""
+    return ", ".join(str(seed) for seed in sorted(seeds)) or "none"
+
+
+# ---- tables ------------------------------------------------------------------------------------
+
+def question_table(result):
+    """The planned contrasts, from question to answer."""
+    rows = []
+    for c in result["planned"]:
+        gap, interval = "-", "-"
+        if c["gap"]:
+            gap, interval = f"{c['gap']['mean']:+.4f}", bracket(c["interval"])
+        rows.append([c["question"], f"{c['arm']} - {c['base']}", gap, interval, c["answer"]])
+    return markdown_table(["question", "contrast", "gap (nats)", "95 % interval", "answer"], rows)
+
+
+def arm_table(result):
+    """What each arm is and reaches."""
+    rows = []
+    for arm, a in result["arms"].items():
+        counts = [f"{a['params'][key]:,}" if key in a["params"] else "-"
+                  for key in ("input", "in_use", "head", "total")]
+        start, end = a["rms"]
+        scale = f"{start['mean']:.3g} -> {end['mean']:.3g}" if start and end else "-"
+        speed = "-" if a["speed"] is None else f"{a['speed']:.2g}"
+        clipped = "-" if a["clipped"] is None else f"{100 * a['clipped']['mean']:.0f} %"
+        rate = "-" if a["tokens_per_s"] is None else f"{a['tokens_per_s']:,.0f}"
+        rows.append([arm, numbers(a["seeds"]), *counts, pm(a["loss"]), pm(a["ppl"], 2),
+                     pm(a["bpb"]), a["setting"], a["tuned"] or "no", scale, speed, clipped, rate])
+    columns = ["arm", "seeds", "input params", "in use", "head", "total", "loss (nats)",
+               "perplexity", "bits/byte", "learning rate", "tuned", "rms(e)", "speed", "clipped",
+               "tokens/s"]
+    return markdown_table(columns, rows)
+
+
+def gap_table(result, pairs):
+    """Pairs of arms with every interval that at least one of them has."""
+    degrees, rows = result["pooled"]["degrees"], []
+    for c in pairs:
+        rows.append({
+            "contrast": f"{c['arm']} - {c['base']}", "seeds": numbers(c["seeds"]),
+            "gap (nats)": pm(c["gap"], 4, "+"),
+            "over seeds (Student)": bracket(c["gap"]["interval"]),
+            f"over seeds (pooled, {degrees} df)": bracket(c["pooled"]),
+            "documents x seeds": bracket(c["documents"]), "gap (%)": pm(c["percent"], 2, "+"),
+            "steps-to-match": pm(c["speedup"], 2) + "x", "p (Holm)": p_value(c.get("p_holm")),
+            "verdict": c["verdict"]})
+    columns = [name for name in rows[0] if any(row[name] != "-" for row in rows)]
+    return markdown_table(columns, [[row[name] for name in columns] for row in rows])
+
+
+def p_value(p):
+    """A p-value as text."""
+    if p is None:
+        return "-"
+    return f"{p:.2g}" if p >= 1e-5 else "< 0.00001"
+
+
+def horizon_table(results):
+    """The gap of each pair at each number of steps, where there are several; else ""."""
+    results = sorted(results, key=lambda result: result["steps"])
+    pairs = [{(c["arm"], c["base"]): c for c in [*r["planned"], *r["exploratory"]] if c["gap"]}
+             for r in results]
+    rows = []
+    for key in dict.fromkeys(key for found in pairs for key in found):
+        there = [found.get(key) for found in pairs]
+        cells = [f"{c['gap']['mean']:+.4f} {bracket(c['interval'])}" if c else "-"
+                 for c in there]
+        if sum(c is not None for c in there) > 1:
+            rows.append([" - ".join(key), *cells])
+    if not rows:
+        return ""
+    return markdown_table(["contrast", *(f"{r['steps']:,} steps" for r in results)], rows)
+
+
+def sections(results):
+    """Titles, texts and tables of the comparison: [(title, text, table)]."""
+    result = results[0]
+    planned = [c for c in result["planned"] if c["gap"]]
+    sd, degrees = result["pooled"]["sd"], result["pooled"]["degrees"]
+    found = []
+    if planned:
+        found.append((
+            "Questions",
+            "Gaps are differences in validation loss, paired by seed; below 0 the first arm is "
+            "better. The interval is the one that the answer rests on; yes and no are at 5 % "
+            f"after Holm's correction for the {len(result['planned'])} planned contrasts.",
+            question_table(result)))
+    found.append((
+        "Arms",
+        "Mean ± sample standard deviation over seeds. In use: trained input parameters in rows "
+        "that a token of the vocabulary touches. rms(e): of the input per coordinate, from the "
+        "start to the end. Speed: rms of a step's change of e over rms(e), the median over "
+        "validations. Clipped: share of steps. tokens/s is what the runs logged beside whatever "
+        "else the machine did; bench.py measures speed.", arm_table(result)))
+    pooled = ""
+    if sd is not None:
+        pooled = (f"Pooled: the residual deviation of loss = arm + seed over all arms, {sd:.4f} "
+                  f"nats, {degrees} degrees of freedom. ")
+    intervals = (pooled + "Documents x seeds: validation documents drawn anew, with the seeds' "
+                 "pooled deviation; with one seed documents alone, for that one training run. "
+                 "Steps-to-match: how many times fewer steps than the base the arm needs to the "
+                 "base's final loss; below 1, the share of its steps that the base needed to the "
+                 "arm's.")
+    if planned:
+        found.append(("Planned contrasts", intervals, gap_table(result, planned)))
+    if table := horizon_table(results):
+        found.append(("Horizons", "Each with a cosine of its own; the gap and its interval.",
+                      table))
+    if result["exploratory"]:
+        text = "Exploratory, and outside Holm's correction." + ("" if planned else " " + intervals)
+        found.append((f"Against {result['baseline']}", text,
+                      gap_table(result, result["exploratory"])))
+    return found
+
+
+def tables(results):
+    """The comparison for a terminal."""
+    return "\n\n".join(f"{title}\n\n{table}" for title, _, table in sections(results))
+
+
+# ---- the page ----------------------------------------------------------------------------------
+
+def page(horizons, results, notes, tuning, out):
+    """(the whole .md, what the .json holds)."""
+    arms, result, name = horizons[0], results[0], Path(out).name
+    runs = [run for by_seed in arms.values() for run in by_seed.values()]
+    everything = [run for h in horizons for by_seed in h.values() for run in by_seed.values()]
+    made = stamp(everything)
+    text = [f"# {name}: {len(arms)} arms, {len(runs)} runs"]
+    text += ["Read this first:\n\n" + "\n".join(f"- {note}" for note in notes)] if notes else []
+    picture = f"![validation loss, gaps, the frontier, the gap by training count]({name}.png)"
+    for i, (title, words, table) in enumerate(sections(results)):
+        text += [f"## {title}", words, table] + ([picture] if i == 0 else [])
+    text += ["## Published", markdown_table(["what", "figure", "value"], PUBLISHED),
+             "## What made these numbers", setting_of(runs[0])]
+    if tuning:
+        text.append(f"Learning rate, input speed and scale: each arm's choice from a grid of "
+                    f"{tuning['steps']:,} steps on seed {tuning['seed']}, used here at "
+                    + " and ".join(f"{r['steps']:,}" for r in results)
+                    + " steps; whether the best setting moves with the horizon was not checked.")
+        if tuning["default"]:
+            text.append(f"The default that nobody tuned: {describe_setting(tuning['default'])}.")
+    machine = "{hardware}; Python {python}, torch {torch}, commit {commit}, code {code_hash}"
+    machines = {machine.format_map(defaultdict(lambda: "unknown", r["header"]))
+                for r in everything}
+    text.append(f"Made by `{made['command']}` on {made['date']}, from runs on:\n\n"
+                + "\n".join(f"- {m}" for m in sorted(machines)))
+    commands = [f"{r['header'].get('date', '')}  {r['header'].get('command', r['name'])}"
+                for r in everything]
+    text.append("\n".join(["```", *commands, "```"]))
+    saved = made | result | {"notes": notes, "horizons": results[1:],
+                             "runs": [run["name"] for run in everything],
+                             "data": runs[0]["header"]["data"]}
+    return "\n\n".join(text) + "\n", saved
+
+
+def setting_of(run):
+    """What every run of a comparison shares, in a sentence."""
+    header, config = run["header"], run["header"]["config"]
+    per_step = header.get("tokens_per_step", 0)
+    epochs = f"{header['epochs']:.2f} epochs" if "epochs" in header else "epochs unknown"
+    return (f"Every run: {config['max_steps']:,} steps of {per_step:,} tokens = "
+            f"{config['max_steps'] * per_step:,} tokens ({epochs}) of `{config['dataset']}` "
+            f"(train.bin sha256 {str(header['data'].get('train', 'unknown'))[:12]}...), "
+            f"{config['n_layer']} layers, d {config['n_embd']}, context {config['block_size']}, "
+            f"{config['dtype']}.")
