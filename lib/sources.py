@@ -6,7 +6,7 @@ JSON: reading from it gives what follows the batch that it came with. `identity`
 change between the two; `share` is the source's part of the tokens.
 """
 import ast
-import gzip
+import glob
 import hashlib
 import importlib.util
 import itertools
@@ -17,19 +17,17 @@ import sys
 import sysconfig
 import time
 import warnings
-import zlib
 from collections import namedtuple
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-import numpy as np
 from tqdm import tqdm
 
 from lib.common import InputError
+from lib.formats import KNOWN, Damaged, kind_of, read_texts, split_rows
 
-PIECE = 10_000        # characters; a text file is cut at blank lines into documents of at least this
-BATCH = 4_000_000     # characters that are encoded at a time,
-ROWS = 500            # or documents of a stream
+BATCH = 4_000_000  # characters that are encoded at a time; of a stream, what formats.ROWS rows have
+SEPARATOR = "<|endoftext|>"
 WAITS = 2, 5, 15, 45, 135  # seconds before a stream is opened again, after the client's own tries
 HUB = {"fineweb-edu": ("HuggingFaceFW/fineweb-edu", "sample-10BT"),
        "cosmopedia": ("HuggingFaceTB/cosmopedia", "web_samples_v2")}
@@ -52,7 +50,7 @@ def batches(documents):
     texts, size = [], 0
     for text, share in documents:
         texts.append(text)
-        size += len(text)
+        size += len(text or "")
         if size >= BATCH:
             yield texts, share
             texts, size = [], 0
@@ -69,73 +67,6 @@ def local(name, identity, documents):
             position += len(texts)
             yield texts, share, position
     return Source(name, 1.0, identity, read)
-
-
-# ---- the Hub -----------------------------------------------------------------------------------
-
-def stream(name, share):
-    """A dataset of the Hub, streamed. A position is the dataset's revision, the shard and the row.
-
-    `datasets` says which files a configuration has. Their row groups are read here, one at a time:
-    its own iterator lets arrow read far ahead, and to go on within a shard it fetches that shard
-    again from its start. The client itself tries a failing request again for half a minute; then
-    the stream is opened anew at the last position, after each of WAITS; then OSError.
-    """
-    repo, config = HUB[name]
-    pinned = []  # the revision, asked once: the tokenizer and the bins are of the same
-
-    def read(position):
-        import datasets
-        import pyarrow.parquet
-        from huggingface_hub import HfApi, HfFileSystem
-        position = dict(position or {"revision": None, "shard": 0, "row": 0})
-        waits = iter(WAITS)
-        while True:
-            try:
-                if not position["revision"]:
-                    pinned[:] = pinned or [HfApi().dataset_info(repo).sha]
-                    position["revision"] = pinned[0]
-                    yield [], 0.0, dict(position)  # where the first documents' state belongs to
-                builder = datasets.load_dataset_builder(repo, config,
-                                                        revision=position["revision"])
-                paths = builder.config.data_files["train"]
-                while position["shard"] < len(paths):
-                    with (HfFileSystem().open(paths[position["shard"]]) as raw,
-                          pyarrow.parquet.ParquetFile(raw) as file):
-                        for texts in rows_from(file, position["row"], "text"):
-                            position["row"] += len(texts)
-                            share_of_shard = position["row"] / file.metadata.num_rows
-                            done = (position["shard"] + share_of_shard) / len(paths)
-                            yield [text or "" for text in texts], done, dict(position)
-                            waits = iter(WAITS)
-                    position.update(shard=position["shard"] + 1, row=0)
-                return
-            except Exception as error:  # the client raises its own, httpx's, pyarrow's, OSError ...
-                answer = getattr(getattr(error, "response", None), "status_code", 0)
-                unknown = datasets.exceptions.DatasetNotFoundError, ValueError
-                refused = 400 <= answer < 500 and answer not in (408, 429)
-                wait = None if isinstance(error, unknown) or refused else next(waits, None)
-                says = f"{type(error).__name__}: {' '.join(str(error).split())}"
-                says = f"cannot stream {repo} from {datasets.config.HF_ENDPOINT} ({says})"
-                if wait is None:
-                    raise OSError(says) from error
-                tqdm.write(f"{says}; trying again in {wait} s", file=sys.stderr)
-                time.sleep(wait)
-    return Source(name, share, [repo, config], read)
-
-
-def rows_from(file, row, column):
-    """A column of an open parquet file from a row on, in lists of at most ROWS; row groups before
-    it are not read."""
-    ends = np.cumsum([file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)])
-    group = int(np.searchsorted(ends, row, "right"))  # the one that holds the row
-    skip = row - int(ends[group - 1] if group else 0)
-    groups = range(group, file.num_row_groups)
-    for batch in file.iter_batches(ROWS, groups, [column], use_threads=False):
-        texts = batch[column].to_pylist()[skip:]
-        skip = max(0, skip - len(batch))
-        if texts:
-            yield texts
 
 
 # ---- docstrings --------------------------------------------------------------------------------
@@ -186,7 +117,8 @@ def docstrings():
     paths = python_files(Path(sysconfig.get_path("stdlib")), sys.stdlib_module_names)
     missing = []
     for name in PACKAGES:
-        if spec := importlib.util.find_spec(name):
+        spec = importlib.util.find_spec(name)
+        if spec and spec.origin:
             paths += python_files(Path(spec.origin).parent.parent, [name])
         else:
             missing.append(name)
@@ -204,88 +136,140 @@ def docstrings():
 
 # ---- files -------------------------------------------------------------------------------------
 
-def plain_text(lines):
-    """Numbered lines -> documents: pieces of at least PIECE characters that end at a blank line."""
-    piece, size = [], 0
-    for _, line in lines:
-        piece.append(line)
-        size += len(line)
-        if size >= PIECE and not line.strip():
-            yield "".join(piece).strip("\n")
-            piece, size = [], 0
-    yield "".join(piece).strip("\n")
-
-
-def json_lines(lines, path, column):
-    """Numbered lines of JSON objects -> the text in `column` of each."""
-    for number, line in lines:
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"{path}, line {number}: not JSON ({error})") from None
-        if not isinstance(row, dict) or not isinstance(row.get(column), str):
-            has = ", ".join(row) if isinstance(row, dict) else type(row).__name__
-            raise InputError(f"{path}, line {number}: no text in column '{column}' "
-                             f"(it has: {has}); choose with --column")
-        yield row[column]
-
-
-def parquet(path, column):
-    """Rows of a parquet file -> (the text in `column`, share read)."""
-    import pyarrow.parquet  # a dependency of datasets
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            names = file.schema_arrow.names
-            if names.count(column) != 1:
-                what = "two columns" if column in names else "no column"
-                raise InputError(f"{path}: {what} '{column}' (it has: {', '.join(names)}); "
-                                 "choose with --column")
-            row = 0
-            for texts in rows_from(file, 0, column):
-                for text in texts:
-                    if not isinstance(text, str):
-                        raise InputError(f"{path}, row {row}: column '{column}' is not text")
-                    row += 1
-                    yield text, row / file.metadata.num_rows
-    except (pyarrow.ArrowException, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not a parquet file of UTF-8 text, or damaged "
-                         f"({error})") from None
-
-
-def read_file(path, column):
-    """One file of any known kind -> (document, share read)."""
-    if path.suffix == ".parquet":
-        yield from parquet(path, column)
-        return
-    size = max(path.stat().st_size, 1)
-    with open(path, "rb") as raw:
-        def lines():
-            for number, line in enumerate(gzip.open(raw) if path.suffix == ".gz" else raw, 1):
-                yield number, line.decode()
-        try:
-            plain = path.suffix in (".txt", ".md")
-            for text in plain_text(lines()) if plain else json_lines(lines(), path, column):
-                yield text, raw.tell() / size
-        except UnicodeDecodeError as error:
-            raise InputError(f"{path}: not UTF-8 ({error})") from None
-        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise InputError(f"{path}: damaged gzip ({error})") from None
-
-
-def files(paths, column):
-    """Text files -> documents; all are checked to be there before the first is read."""
+def expand(paths):
+    """Files, folders and patterns -> files, each checked to be there. A folder gives all files of
+    known kinds below it, without hidden ones."""
+    found = []
     for path in paths:
-        if not re.search(r"\.(txt|md|jsonl|jsonl\.gz|parquet)$", path.name):
-            raise InputError(f"{path}: unknown kind of file "
-                             "(.txt, .md, .jsonl, .jsonl.gz and .parquet are known)")
-        if not path.is_file():
+        if path.is_dir():
+            below = [p for p in sorted(path.rglob("*")) if p.is_file() and kind_of(p.name)]
+            below = [p for p in below
+                     if not any(part.startswith(".") for part in p.relative_to(path).parts)]
+            if not below:
+                raise InputError(f"{path}: no file of a known kind in this folder ({KNOWN})")
+            found += below
+        elif not path.exists() and re.search(r"[*?[]", str(path)):  # a shell that leaves them
+            matches = sorted(glob.glob(str(path), recursive=True))
+            if not matches:
+                raise InputError(f"{path}: no such files")
+            found += expand(map(Path, matches))
+        elif not kind_of(path.name):
+            raise InputError(f"{path}: unknown kind of file ({KNOWN} are known)")
+        elif not path.is_file():
             raise InputError(f"{path}: no such file")
+        else:
+            found.append(path)
+    return found
+
+
+def read_file(path, column, separator):
+    """One file -> (list of documents, share of the file read)."""
+    with open(path, "rb") as raw:
+        for texts, share in read_texts(raw, str(path), 0, column, separator):
+            yield split_rows(texts, separator), share
+
+
+def files(paths, column, separator=SEPARATOR):
+    """Text files -> documents; of all of them the first is read before anything is made."""
+    paths = expand(paths)
+    for path in paths:
+        next(read_file(path, column, separator), None)
     identity = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
 
     def documents():
         for i, path in enumerate(paths):
-            for text, share in read_file(path, column):
-                yield text, (i + share) / len(paths)
+            for texts, share in read_file(path, column, separator):
+                for text in texts:
+                    yield text, (i + share) / len(paths)
     return local("text", identity, documents)
+
+
+# ---- the Hub -----------------------------------------------------------------------------------
+
+PROGRAM = "Dataset scripts are no longer supported"  # what `datasets` says of a dataset that is one
+
+
+def permanent(error):
+    """Whether trying again cannot help: what was asked for is wrong, or the Hub says so."""
+    import datasets
+    import pyarrow
+    from huggingface_hub.errors import OfflineModeIsEnabled
+    damaged = Damaged, pyarrow.ArrowInvalid, json.JSONDecodeError, UnicodeDecodeError
+    wrong = (InputError, OfflineModeIsEnabled, ValueError,
+             datasets.exceptions.FileNotFoundDatasetsError)
+    while error:
+        if isinstance(error, damaged):  # garbage came, or half of it
+            return False
+        answer = getattr(getattr(error, "response", None), "status_code", 0)
+        refused = 400 <= answer < 500 and answer not in (408, 429)
+        if refused or PROGRAM in str(error) or isinstance(error, wrong):
+            return True
+        error = error.__cause__
+    return False
+
+
+def stream(name, repo, config=None, split="train", column="text", revision=None, share=1.0,
+           separator=SEPARATOR):
+    """A dataset of the Hub, streamed. A position is the dataset's revision, the shard and the row.
+
+    `datasets` says which files a split has. They are read here, parquet a row group at a time: its
+    own iterator lets arrow read far ahead, and to go on within a shard it fetches that shard again
+    from its start (as is done here for files other than parquet, which have no index). The client
+    itself tries a failing request again for half a minute; then the stream is opened anew at the
+    last position, after each of WAITS; then OSError.
+    """
+    pinned = []  # the revision, asked once: the tokenizer and the bins are of the same
+
+    def from_position(position):
+        import datasets
+        from huggingface_hub import HfApi, HfFileSystem
+        endpoint = datasets.config.HF_ENDPOINT
+        if not re.match("https?://", endpoint):
+            raise InputError(f"HF_ENDPOINT={endpoint} does not begin with https:// or http://")
+        position = dict(position)
+        if not position["revision"]:
+            pinned[:] = pinned or [HfApi().dataset_info(repo, revision=revision).sha]
+            position["revision"] = pinned[0]
+            yield [], 0.0, dict(position)  # where the first documents' state belongs to
+        builder = datasets.load_dataset_builder(repo, config, revision=position["revision"])
+        paths = builder.config.data_files
+        if split not in paths:
+            raise InputError(f"{repo} has no split '{split}' (it has: {', '.join(paths)}); "
+                             "choose with --split")
+        paths = paths[split]
+        while position["shard"] < len(paths):
+            path = paths[position["shard"]]
+            if not kind_of(path):
+                raise InputError(f"{path}: unknown kind of file ({KNOWN} are known); a copy in "
+                                 "parquet may be at --revision=refs/convert/parquet")
+            name = re.sub("^hf://datasets/.*?@[^/]*/", "", path)
+            with HfFileSystem().open(path) as raw:
+                for texts, done in read_texts(raw, name, position["row"], column, separator):
+                    position["row"] += len(texts)
+                    done = (position["shard"] + done) / len(paths)
+                    yield split_rows(texts, separator), done, dict(position)
+            position.update(shard=position["shard"] + 1, row=0)
+
+    def read(position):
+        position = position or {"revision": None, "shard": 0, "row": 0}
+        waits = iter(WAITS)
+        while True:
+            try:
+                for texts, done, position in from_position(position):
+                    yield texts, done, position
+                    waits = iter(WAITS)
+                return
+            except Exception as error:  # the client raises its own, httpx's, pyarrow's, OSError ...
+                wait = None if permanent(error) else next(waits, None)
+                says = f"{type(error).__name__}: {' '.join(str(error).split())}"
+                if isinstance(error, InputError):
+                    says = str(error)
+                endpoint = os.environ.get("HF_ENDPOINT", "the Hub")
+                says = f"cannot stream {repo} from {endpoint} ({says})"
+                if PROGRAM in says:
+                    says += "; --revision=refs/convert/parquet may have it as parquet"
+                if wait is None:
+                    raise OSError(says) from error
+                tqdm.write(f"{says}; trying again in {wait} s", file=sys.stderr)
+                time.sleep(wait)
+    return Source(name, share, [repo, config, split, column, revision], read)

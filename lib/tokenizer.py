@@ -1,63 +1,90 @@
 """Text <-> token ids, and the true bytes of every token.
 
     from lib.tokenizer import gpt2, train_bpe, train_unicode, from_state, token_bytes
-    tok = train_bpe(texts, 4096)            # or gpt2(), or train_unicode(texts)
+    tok = train_bpe(texts, 4096)            # or gpt2(), train_unicode(texts), hugging_face(spec)
     tok.decode(tok.encode("Hello"))         # "Hello"
     token_bytes(tok)[tok.encode("Hi")[0]]   # b"Hi"
 
-A tokenizer is its vocabulary: `tok.state` is a small JSON-able dict that goes into meta.json and into every checkpoint,
-`from_state(tok.state)` is the same tokenizer again. Splitting and merging are tiktoken's, training is rustbpe's.
+A tokenizer is its vocabulary: `tok.state` is a JSON-able dict that goes into meta.json and into
+every checkpoint, `from_state(tok.state)` is the same tokenizer again. Splitting and merging are
+tiktoken's or Hugging Face's, training is rustbpe's. What all of them have: `name`, `vocab_size`,
+`eot` (the id that separates documents), `spelled` (the bytes of every id), `encode`,
+`encode_batch`, `decode`, `decode_bytes`, `state`.
 """
 import base64
-import binascii
 import functools
-import itertools
+import json
+import os
 import re
+import tempfile
 import unicodedata
+import zlib
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import tiktoken
 
-# GPT-2's rule for cutting text into pieces before merging, in the possessive form that tiktoken runs (same pieces, faster).
-SPLIT_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
+from lib.common import InputError
+
+# Rules for cutting text into pieces before merging, in the possessive form that tiktoken runs (same
+# pieces, faster). A letter \p{L} does not include the vowel signs of Indic scripts or other
+# combining marks, \p{M}: gpt2 and gpt4 cut words at them, indic does not, nor at the joiners that
+# shape conjuncts.
+PATTERNS = {
+    "gpt2": r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s",
+    "gpt4": r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+"
+            r"| ?[^\s\p{L}\p{N}]++[\r\n]*+|\s++$|\s*[\r\n]|\s+(?!\S)|\s",
+    "indic": r"'(?:[sdmt]|ll|ve|re)| ?\p{L}[\p{L}\p{M}\x{200c}\x{200d}]*+| ?\p{N}++"
+             r"| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s",
+}
 END_OF_TEXT = "<|endoftext|>"
-LONG = 100_000
+LONG = 100_000  # characters; gaps this long are cut by hand (gpt4 would not, before a last newline)
 LONG_GAP = re.compile(r"(?=[\t-\r \x85\u00a0\u2000-\u200a]\S)"  # before its last space
                       r"(?<=[\t-\r \x85\u00a0\u2000-\u200a]{100000})")
 
 
 @functools.cache
 def pool(threads):
-    """Threads that stay: tiktoken copies its regular expression for new ones, up to 128 times, which is a gigabyte in the end."""
+    """Threads that stay: tiktoken copies its regular expression for new ones, up to 128 times,
+    which is a gigabyte in the end."""
     return ThreadPoolExecutor(threads)
 
 
 class Tokenizer:
-    """Byte-level BPE: ids 0..n-1 are the merged byte strings in the order they were learned, id n is `<|endoftext|>`.
+    """Byte-level BPE: ids 0..n-1 are the merged byte strings in the order they were learned, id n
+    is `<|endoftext|>`.
 
-    Text never encodes to `<|endoftext|>`, not even the literal string: the id separates documents and nothing else.
+    Text never encodes to `<|endoftext|>`, not even the literal string: the id separates documents
+    and nothing else.
     """
 
-    def __init__(self, name, tokens):
-        """`name`: gpt2 or bpe:N; `tokens`: list of distinct byte strings that include all 256 single bytes (else ValueError)."""
+    def __init__(self, name, tokens, pattern="gpt2"):
+        """`name`: gpt2 or bpe:N; `tokens`: list of distinct byte strings that include all 256
+        single bytes; `pattern`: of PATTERNS. Else ValueError."""
         ranks = {token: rank for rank, token in enumerate(tokens)}
         if len(ranks) != len(tokens) or any(bytes([b]) not in ranks for b in range(256)):
             raise ValueError("a vocabulary needs distinct tokens and every single byte among them")
-        self.name, self.tokens = name, tokens
+        if pattern not in PATTERNS:
+            raise ValueError(f"unknown pattern '{pattern}' ({', '.join(PATTERNS)} are known)")
+        self.name, self.tokens, self.pattern = name, tokens, pattern
         self.eot = len(tokens)
         self.vocab_size = len(tokens) + 1
-        self.encoding = tiktoken.Encoding(name, pat_str=SPLIT_PATTERN, mergeable_ranks=ranks,
+        self.spelled = [*tokens, END_OF_TEXT.encode()]
+        self.encoding = tiktoken.Encoding(name, pat_str=PATTERNS[pattern], mergeable_ranks=ranks,
                                           special_tokens={END_OF_TEXT: self.eot})
 
     def encode(self, text):
-        """str -> list of ids. A very long gap is cut where the pattern would cut it: tiktoken gives up on a million spaces."""
+        """str -> list of ids. A very long gap is cut where the pattern would cut it: tiktoken gives
+        up on a million spaces."""
         if len(text) > LONG and len(parts := LONG_GAP.split(text)) > 1:
             return [i for part in parts for i in self.encoding.encode_ordinary(part)]
         return self.encoding.encode_ordinary(text)
 
     def encode_batch(self, texts, threads):
-        """List of str -> list of lists of ids, on several threads (tiktoken works outside Python's lock)."""
+        """List of str -> list of lists of ids, on several threads (tiktoken works outside Python's
+        lock)."""
         return list(pool(threads).map(self.encode, texts))
 
     def decode_bytes(self, ids):
@@ -70,68 +97,92 @@ class Tokenizer:
 
     @property
     def state(self):
-        """The tokenizer as a JSON-able dict: its name, and its tokens in id order, base64, separated by spaces."""
-        return {"name": self.name, "tokens": " ".join(base64.b64encode(t).decode() for t in self.tokens)}
+        """The tokenizer as a JSON-able dict: its name, its pattern, and its tokens in id order,
+        base64, separated by spaces."""
+        tokens = " ".join(base64.b64encode(token).decode() for token in self.tokens)
+        return {"name": self.name, "pattern": self.pattern, "tokens": tokens}
 
 
 class UnicodeTokenizer:
     """Ids are UTF-16 code units, V = 65,536: the Unicode-centric tokenizer of 2605.09751's family.
 
-    A code point of the Basic Multilingual Plane is its own id; one above it is its two surrogates. The private-use ids hold the
-    merges, frequent trigrams and bigrams of characters: at each place the longest match wins. The noncharacter U+FFFF is
-    `<|endoftext|>`. A character c of the text whose own id is taken by these becomes two low surrogates, 0xDC00 + (c >> 10) and
+    A code point of the Basic Multilingual Plane is its own id; one above it is its two surrogates.
+    The private-use ids hold the merges, frequent trigrams and bigrams of characters: at each place
+    the longest match wins. The noncharacter U+FFFF is `<|endoftext|>`. A character c of the text
+    whose own id is taken by these becomes two low surrogates, 0xDC00 + (c >> 10) and
     0xDC00 + (c & 0x3FF), which nothing else gives: every other low surrogate follows a high one.
     """
     name, eot, vocab_size, most_merges = "unicode", 0xFFFF, 0x10000, 0xF900 - 0xE000
 
     def __init__(self, trigrams, bigrams):
-        """Two lists of str; ValueError if they are too many, not distinct, or not of characters that are their own ids."""
+        """Two lists of str; ValueError if they are too many, not distinct, or not of characters
+        that are their own ids."""
         self.merges, sizes = [*trigrams, *bigrams], [3] * len(trigrams) + [2] * len(bigrams)
-        if ([*map(len, self.merges)] != sizes or len(set(self.merges)) != len(sizes) or len(sizes) > self.most_merges
-                or re.search("[^\0-\ud7ff\uf900-\ufffe]", "".join(self.merges))):
-            raise ValueError("merges are at most 6,400 distinct trigrams and bigrams of characters that have their own ids")
+        fit = [len(merge) for merge in self.merges] == sizes
+        distinct = len(set(self.merges)) == len(sizes) <= self.most_merges
+        if not fit or not distinct or re.search("[^\0-\ud7ff\uf900-\ufffe]", "".join(self.merges)):
+            raise ValueError("merges are at most 6,400 distinct trigrams and bigrams of characters "
+                             "that have their own ids")
         self.tokens = [chr(i).encode("utf-8", "surrogatepass") for i in range(self.eot)]
-        self.tokens[0xE000:0xE000 + len(sizes)] = (merge.encode() for merge in self.merges)
-        # tiktoken looks a piece up before it would merge bytes, so the pattern alone decides: a merge, or else one character.
-        # What has no id of its own falls into its bytes; their ids, beyond the vocabulary, become two surrogates in encode_batch.
+        self.tokens[0xE000:0xE000 + len(sizes)] = [merge.encode() for merge in self.merges]
+        self.spelled = [*self.tokens, END_OF_TEXT.encode()]
+        # tiktoken looks a piece up before it would merge bytes, so the pattern alone decides: a
+        # merge, or else one character. What has no id of its own falls into its bytes; their ids,
+        # beyond the vocabulary, become two surrogates in encode_batch.
         ranks = {raw: i for i, raw in enumerate(self.tokens) if not 0xD800 <= i < 0xE000}
         ranks |= {bytes([b]): self.vocab_size + b for b in range(128, 256)}
         pieces = ["".join(f"\\x{{{ord(c):x}}}" for c in merge) for merge in self.merges]
         pattern = "|".join([*pieces, "(?s:.)"])  # the first alternative that fits is taken
-        self.encoding = tiktoken.Encoding(self.name, pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
+        self.encoding = tiktoken.Encoding(self.name, pat_str=pattern, mergeable_ranks=ranks,
+                                          special_tokens={})
         taken = f"[\ue000-{chr(0xDFFF + len(sizes))}]|" if sizes else ""
         self.spelling = re.compile(f"{taken}\uffff|[\ud800-\udfff][\udc00-\udfff]")
 
     def encode(self, text):
-        """str -> list of ids. A lone surrogate, which no encoding of Unicode has, is read as U+FFFD."""
+        """str -> list of ids. A lone surrogate, which no encoding of Unicode has, is read as
+        U+FFFD."""
         return self.encode_batch([text], 1)[0]
 
     def encode_batch(self, texts, threads):
         """List of str -> list of lists of ids, on several threads."""
         found = list(pool(threads).map(self.encoding.encode_ordinary, texts))
-        for text, ids in zip(texts, found):
-            if not text.isascii() and max(ids) >= self.vocab_size:
-                bytewise, ids[:] = iter(ids[:]), []
-                for i in bytewise:
-                    if i >= self.vocab_size:
-                        size = 4 if i - self.vocab_size >= 0xF0 else 3
-                        c = ord(bytes(j - self.vocab_size for j in (i, *itertools.islice(bytewise, size - 1))).decode())
-                        ids.append(0xDC00 + (c >> 10) if size == 3 else 0xD800 + (c - 0x10000 >> 10))
-                        i = 0xDC00 + (c & 0x3FF)
-                    ids.append(i)
-        return found
+        return [ids if text.isascii() or max(ids) < self.vocab_size else self.join_bytes(ids)
+                for text, ids in zip(texts, found)]
+
+    def join_bytes(self, ids):
+        """tiktoken's ids -> ours: where a character stands as the ids of its bytes, its two
+        surrogates."""
+        joined, at = [], 0
+        while at < len(ids):
+            lead = ids[at] - self.vocab_size
+            if lead < 0:
+                joined.append(ids[at])
+                at += 1
+                continue
+            size = 4 if lead >= 0xF0 else 3  # as UTF-8's first byte says
+            c = ord(bytes(i - self.vocab_size for i in ids[at:at + size]).decode())
+            first = 0xDC00 + (c >> 10) if size == 3 else 0xD800 + ((c - 0x10000) >> 10)
+            joined += [first, 0xDC00 + (c & 0x3FF)]
+            at += size
+        return joined
 
     def decode_bytes(self, ids):
-        """Ids -> UTF-8; a surrogate without its partner gives its three WTF-8 bytes, `<|endoftext|>` its literal text."""
-        def spell(match):
-            first, *second = map(ord, match[0])
-            if not second:
-                return END_OF_TEXT if first == self.eot else self.merges[first - 0xE000]
-            if first < 0xDC00:
-                return chr(0x10000 + (first - 0xD800 << 10) + second[0] - 0xDC00)
-            c = (first - 0xDC00 << 10) + second[0] - 0xDC00
-            return chr(c) if c == self.eot or 0xE000 <= c < 0xE000 + len(self.merges) else match[0]
-        return self.spelling.sub(spell, "".join(map(chr, ids))).encode("utf-8", "surrogatepass")
+        """Ids -> UTF-8; a surrogate without its partner gives its three WTF-8 bytes,
+        `<|endoftext|>` its literal text."""
+        text = "".join(map(chr, ids))
+        return self.spelling.sub(self.spell, text).encode("utf-8", "surrogatepass")
+
+    def spell(self, match):
+        """A match of `spelling`, one code unit or two -> what it stands for."""
+        first, *second = map(ord, match[0])
+        if not second:
+            return END_OF_TEXT if first == self.eot else self.merges[first - 0xE000]
+        low = second[0] - 0xDC00
+        if first < 0xDC00:
+            return chr(0x10000 + ((first - 0xD800) << 10) + low)
+        c = ((first - 0xDC00) << 10) + low
+        is_taken = c == self.eot or 0xE000 <= c < 0xE000 + len(self.merges)
+        return chr(c) if is_taken else match[0]
 
     def decode(self, ids):
         """Ids -> str; each byte of a surrogate without its partner becomes U+FFFD."""
@@ -139,93 +190,385 @@ class UnicodeTokenizer:
 
     @property
     def state(self):
-        """The tokenizer as a JSON-able dict: its name, its trigrams and its bigrams, each joined in id order."""
-        parts = {size: "".join(merge for merge in self.merges if len(merge) == size) for size in (3, 2)}
+        """The tokenizer as a JSON-able dict: its name, its trigrams and its bigrams, each joined in
+        id order."""
+        parts = {size: "".join(merge for merge in self.merges if len(merge) == size)
+                 for size in (3, 2)}
         return {"name": self.name, "trigrams": parts[3], "bigrams": parts[2]}
 
+
+class CharTokenizer:
+    """One id for each character of a fixed list, and `<|endoftext|>` after them: what nanoGPT's
+    character-level data has in its meta.pkl."""
+    name = "chars"
+
+    def __init__(self, characters):
+        """`characters`: a str in id order. ValueError unless they are distinct."""
+        self.characters = characters
+        self.ids = {c: i for i, c in enumerate(characters)}
+        if len(self.ids) != len(characters) or not characters:
+            raise ValueError("a list of characters needs distinct ones")
+        self.eot, self.vocab_size = len(characters), len(characters) + 1
+        self.spelled = [c.encode(errors="replace") for c in characters] + [END_OF_TEXT.encode()]
+
+    def encode(self, text):
+        """str -> list of ids. InputError names a character that has none."""
+        try:
+            return [self.ids[c] for c in text]
+        except KeyError as error:
+            raise InputError(f"the character {error} is not one of the {len(self.ids)} that this "
+                             f"vocabulary has: {self.characters[:100]!r}") from None
+
+    def encode_batch(self, texts, threads):
+        """List of str -> list of lists of ids."""
+        return [self.encode(text) for text in texts]
+
+    def decode_bytes(self, ids):
+        """Ids -> UTF-8; `<|endoftext|>` gives its literal text."""
+        return b"".join(self.spelled[i] for i in ids)
+
+    def decode(self, ids):
+        """Ids -> str."""
+        return self.decode_bytes(ids).decode()
+
+    @property
+    def state(self):
+        """The tokenizer as a JSON-able dict: its name and its characters."""
+        return {"name": self.name, "characters": self.characters}
+
+
+# ---- tokenizers of Hugging Face ----------------------------------------------------------------
+
+# What a document is ended by, in the order of choice; matched without regard to case.
+ENDS = ("<|endoftext|>", "<|end_of_text|>", "<｜end▁of▁sentence｜>", "</s>", "<eos>", "<|eos|>",
+        "[eos]")
+
+
+class HuggingFaceTokenizer:
+    """A `tokenizer.json` of the library `tokenizers`: byte-level or sentencepiece-style, with byte
+    fallback and added tokens.
+
+    Text never encodes to the end-of-text id nor to another special token. What its normalizer
+    changes (NFKC, lower case) stays changed.
+    """
+
+    def __init__(self, name, text):
+        """`text`: the file's. ValueError if it is not one, or of a kind that loses the spaces."""
+        from tokenizers import Tokenizer as Encoding  # where none is given, nothing needs it
+        try:
+            data = json.loads(text)
+            self.spelled = hf_token_bytes(data)
+            special = {token["content"]: token["id"] for token in data.get("added_tokens", ())
+                       if token["special"]}
+            # what a model wants around its inputs: documents are separated here, and are not cut
+            data |= dict.fromkeys(("post_processor", "truncation", "padding"))
+            if data["model"].get("type") == "Unigram":
+                for id in special.values():  # or a text that spells a special token becomes it
+                    if id < len(data["model"]["vocab"]):
+                        data["model"]["vocab"][id][1] = -1e6
+            else:
+                data["model"]["dropout"] = None  # the same text gives the same ids
+            self.encoding = Encoding.from_str(json.dumps(data))
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise ValueError(f"not a tokenizer.json that can be used here ({error})") from None
+        except Exception as error:  # the library raises this class itself, and no other
+            raise ValueError(f"not a tokenizer.json ({error})") from None
+        self.encoding.encode_special_tokens = True  # a text that spells one is text
+        self.name, self.text = name, text
+        ends = {content.lower(): id for content, id in reversed(special.items())}
+        self.eot = next((ends[end] for end in ENDS if end in ends), len(self.spelled))
+        if self.eot == len(self.spelled):
+            self.spelled.append(END_OF_TEXT.encode())
+        self.vocab_size = len(self.spelled)
+        if not re.search(r"\S\s+\S", self.decode(self.encode("a b"))):
+            raise ValueError("its tokens lose the spaces of the text")
+
+    def encode(self, text):
+        """str -> list of ids."""
+        return self.encode_batch([text], 1)[0]
+
+    def encode_batch(self, texts, threads=None):
+        """List of str -> list of lists of ids, on as many threads as the library takes (all cores,
+        unless RAYON_NUM_THREADS says otherwise)."""
+        found = []
+        for part in portions(texts, 1_000_000):  # the library's own records take far more than ids
+            try:
+                encoded = self.encoding.encode_batch_fast(part, add_special_tokens=False)
+            except TypeError:  # lone surrogates
+                part = [text.encode(errors="replace").decode() for text in part]
+                encoded = self.encoding.encode_batch_fast(part, add_special_tokens=False)
+            found += [encoding.ids for encoding in encoded]
+        return [[i for i in ids if i != self.eot] if self.eot in ids else ids for ids in found]
+
+    def decode_bytes(self, ids):
+        """Ids -> the bytes they stand for; a special token gives its literal text."""
+        return b"".join([self.spelled[i] for i in ids])
+
+    def decode(self, ids):
+        """Ids -> str; bytes that are not UTF-8 become U+FFFD. Sentencepiece-style tokenizers put a
+        space before the first word."""
+        return self.decode_bytes(ids).decode("utf-8", errors="replace")
+
+    @functools.cached_property
+    def state(self):
+        """The tokenizer as a JSON-able dict: its name and its file, zlib in base64."""
+        packed = zlib.compress(self.text.encode(), 9)
+        return {"name": self.name, "tokenizer.json": base64.b64encode(packed).decode()}
+
+
+def byte_alphabet():
+    """The characters that byte-level tokenizers of Hugging Face write bytes as: {character: byte}.
+    GPT-2's visible bytes are themselves, the others follow from U+0100 on."""
+    visible = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [b for b in range(256) if b not in visible]
+    return {chr(b): b for b in visible} | {chr(256 + i): b for i, b in enumerate(others)}
+
+
+def hf_token_bytes(data):
+    """The parsed tokenizer.json of the library `tokenizers` -> the true bytes of every id, a list;
+    b"" for an id that no token has. ValueError, KeyError, TypeError or AttributeError if it is none
+    that can be read so.
+
+    Byte-level vocabularies write bytes in `byte_alphabet`; sentencepiece-style ones a space as ▁
+    and a byte as <0xNN>; added tokens stand as they are.
+    """
+    model = data["model"]
+    if model.get("type") in ("WordPiece", "WordLevel"):
+        raise ValueError(f"a {model['type']} vocabulary, whose words do not say their spaces")
+    vocab = model["vocab"]
+    if isinstance(vocab, dict):
+        pairs = list(vocab.items())
+    else:
+        pairs = [(token, id) for id, (token, _) in enumerate(vocab)]
+    added = {token["id"]: token["content"] for token in data.get("added_tokens") or ()}
+    size = max([-1, *added, *(id for _, id in pairs)]) + 1
+    if not 0 < size <= 2**24 or min([*added, *(id for _, id in pairs)]) < 0:
+        raise ValueError(f"a vocabulary of {size:,} ids")
+    parts = [data.get(key) for key in ("normalizer", "pre_tokenizer", "decoder")]
+    alphabet = byte_alphabet() if '"ByteLevel"' in json.dumps(parts) else None
+    ending = model.get("end_of_word_suffix")
+
+    def spell(token):
+        if alphabet and all(c in alphabet for c in token):
+            return bytes([alphabet[c] for c in token])
+        if byte := re.fullmatch("<0x([0-9A-Fa-f]{2})>", token):
+            return bytes.fromhex(byte[1])
+        if ending and token.endswith(ending):
+            token = token.removesuffix(ending) + " "
+        return token.replace("▁", " ").encode(errors="replace")
+    strings = [b""] * size
+    for token, id in pairs:
+        strings[id] = spell(token)
+    for id, content in added.items():
+        strings[id] = content.encode(errors="replace")
+    return strings
+
+
+def hugging_face(spec):
+    """The tokenizer of FILE.json, or of OWNER/NAME on the Hub. InputError if there is none, OSError
+    if the Hub does not give it."""
+    path = Path(spec)
+    if not spec.lower().endswith(".json"):
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import EntryNotFoundError, HFValidationError
+        try:
+            path = Path(hf_hub_download(spec, "tokenizer.json"))
+        except (EntryNotFoundError, HFValidationError, OSError) as error:
+            says = " ".join(str(error).split())
+            raise OSError(f"--tokenizer={spec}: no tokenizer.json of the Hub "
+                          f"({type(error).__name__}: {says})") from error
+    try:
+        return HuggingFaceTokenizer(spec, path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"--tokenizer={spec}: no such file") from None
+    except ValueError as error:
+        raise InputError(f"--tokenizer={spec}: {error}") from None
+
+
+# ---- making one --------------------------------------------------------------------------------
 
 def from_state(state):
     """The inverse of a tokenizer's `state`. ValueError if the dict is not one."""
     try:
+        if "tokenizer.json" in state:
+            packed = base64.b64decode(state["tokenizer.json"], validate=True)
+            return HuggingFaceTokenizer(state["name"], zlib.decompress(packed).decode())
+        if state["name"] == CharTokenizer.name:
+            return CharTokenizer(state["characters"])
         if state["name"] == UnicodeTokenizer.name:
-            return UnicodeTokenizer(*([text[i:i + n] for i in range(0, len(text), n)]
-                                      for text, n in ((state["trigrams"], 3), (state["bigrams"], 2))))
-        return Tokenizer(state["name"], [base64.b64decode(t, validate=True) for t in state["tokens"].split(" ")])
-    except (KeyError, TypeError, AttributeError, binascii.Error) as error:
+            trigrams, bigrams = state["trigrams"], state["bigrams"]
+            return UnicodeTokenizer([trigrams[i:i + 3] for i in range(0, len(trigrams), 3)],
+                                    [bigrams[i:i + 2] for i in range(0, len(bigrams), 2)])
+        tokens = [base64.b64decode(token, validate=True) for token in state["tokens"].split(" ")]
+        return Tokenizer(state["name"], tokens, state.get("pattern", "gpt2"))
+    except (KeyError, TypeError, AttributeError, ValueError, zlib.error) as error:
         raise ValueError(f"not a saved tokenizer ({type(error).__name__}: {error})") from None
 
 
 def gpt2():
-    """GPT-2's tokenizer, V = 50,257. OSError if tiktoken has no copy of the vocabulary and cannot fetch one."""
+    """GPT-2's tokenizer, V = 50,257. OSError if tiktoken has no copy of the vocabulary and cannot
+    fetch one that is whole."""
     try:
         encoding = tiktoken.get_encoding("gpt2")
-    except OSError as error:  # requests' errors are OSErrors
-        raise OSError(f"tiktoken cannot fetch GPT-2's vocabulary ({type(error).__name__}); without a network, set "
-                      "TIKTOKEN_CACHE_DIR to a folder that tiktoken filled elsewhere, or use --tokenizer=bpe:N") from error
-    return Tokenizer("gpt2", [encoding.decode_single_token_bytes(i) for i in range(encoding.eot_token)])
+    except (OSError, ValueError, KeyError) as error:  # the latter two: it came damaged
+        default = os.path.join(tempfile.gettempdir(), "data-gym-cache")
+        cache = os.environ.get("TIKTOKEN_CACHE_DIR") or os.environ.get("DATA_GYM_CACHE_DIR")
+        says = " ".join(str(error).split())
+        raise OSError(f"tiktoken cannot get GPT-2's vocabulary ({type(error).__name__}: {says}); "
+                      f"its cache is {cache or default}; without a network, set "
+                      "TIKTOKEN_CACHE_DIR to a folder that tiktoken filled elsewhere, or use "
+                      "--tokenizer=bpe:N") from error
+    return Tokenizer("gpt2", [encoding.decode_single_token_bytes(i)
+                              for i in range(encoding.eot_token)])
 
 
-def train_bpe(texts, vocab_size):
+def train_bpe(texts, vocab_size, pattern="gpt2"):
     """Train byte-level BPE with `vocab_size` ids, `<|endoftext|>` included, on an iterable of str.
 
-    ValueError if `vocab_size` < 257 or > 2^31, or if the text has too few distinct pairs for that many merges.
+    ValueError if `vocab_size` < 257 or > 2^31, or if the text has too few distinct pairs for that
+    many merges.
     """
     if not 257 <= vocab_size <= 2**31:
         raise ValueError(f"bpe:{vocab_size} is too {'small' if vocab_size < 257 else 'large'}: "
                          "256 bytes and <|endoftext|> need 257, 2^31 is the most")
     import rustbpe  # where nothing is trained, nothing needs it
     trainer = rustbpe.Tokenizer()
-    trainer.train_from_iterator(iter(texts), vocab_size - 1, pattern=SPLIT_PATTERN)
-    tokens = [bytes(token) for token, _ in sorted(trainer.get_mergeable_ranks(), key=lambda pair: pair[1])]
+    trainer.train_from_iterator(iter(texts), vocab_size - 1, pattern=PATTERNS[pattern])
+    ranks = sorted(trainer.get_mergeable_ranks(), key=lambda pair: pair[1])
+    tokens = [bytes(token) for token, _ in ranks]
     if len(tokens) < vocab_size - 1:
-        raise ValueError(f"the training text gives only {len(tokens) + 1:,} tokens, bpe:{vocab_size} wants {vocab_size:,}")
-    return Tokenizer(f"bpe:{vocab_size}", tokens)
+        raise ValueError(f"the training text gives only {len(tokens) + 1:,} tokens, "
+                         f"bpe:{vocab_size} wants {vocab_size:,}")
+    return Tokenizer(f"bpe:{vocab_size}", tokens, pattern)
+
+
+def portions(texts, size):
+    """An iterable of str -> lists of them of about `size` characters each."""
+    portion, length = [], 0
+    for text in texts:
+        portion.append(text)
+        length += len(text)
+        if length >= size:
+            yield portion
+            portion, length = [], 0
+    if portion:
+        yield portion
+
+
+def ngrams(units, n):
+    """All n-grams of UTF-16 code units (int64) that are without U+FFFF, as numbers of 16 n bits."""
+    windows = np.lib.stride_tricks.sliding_window_view(units, n)  # (len - n + 1, n)
+    windows = windows[(windows != 0xFFFF).all(axis=1)]
+    shifts = 16 * np.arange(n - 1, -1, -1)
+    return (windows << shifts).sum(axis=1)
 
 
 def train_unicode(texts):
-    """A unicode tokenizer with the 6,400 most frequent bigrams and trigrams of an iterable of str, or all where there are fewer.
+    """A unicode tokenizer with the 6,400 most frequent bigrams and trigrams of an iterable of str,
+    or all where there are fewer.
 
-    Equal counts are decided by the code points. Memory depends on the number of distinct n-grams, not on the length of the text.
+    Equal counts are decided by the code points. Memory depends on the number of distinct n-grams,
+    not on the length of the text.
     """
-    counts = {n: (np.zeros(0, np.int64), np.zeros(0, np.int64)) for n in (2, 3)}  # n: (sorted n-grams as numbers, how often)
-    texts, portion = iter(texts), [""]
-    while portion:
-        portion, size = [], 0
-        while size < 2_000_000 and (text := next(texts, None)) is not None:
-            portion.append(text)
-            size += len(text)
+    nothing = np.zeros(0, np.int64)
+    known, often = {2: nothing, 3: nothing}, {2: nothing, 3: nothing}  # n-grams, sorted; how often
+    for portion in portions(texts, 2_000_000):
         joined = "\uffff".join([*portion, "\uffff" * 3])
         units = np.frombuffer(joined.encode("utf-16-le", "replace"), np.uint16).astype(np.int64)
-        units[(units >= 0xD800) & (units < 0xF900)] = 0xFFFF  # which no merge contains; it stands between texts too
-        for n, (known, often) in counts.items():
-            grams = np.lib.stride_tricks.sliding_window_view(units, n)
-            grams = sum(grams[:, i] << 16 * (n - 1 - i) for i in range(n))[(grams != 0xFFFF).all(axis=1)]
-            new, times = np.unique(grams, return_counts=True)
-            union, where = np.unique(np.concatenate([known, new]), return_inverse=True)
-            counts[n] = union, np.bincount(where, np.concatenate([often, times])).astype(np.int64)
-    found = [(-times, "".join(chr(gram >> 16 * i & 0xFFFF) for i in reversed(range(n))))
-             for n, both in counts.items() for gram, times in zip(*map(np.ndarray.tolist, both))]
+        units[(units >= 0xD800) & (units < 0xF900)] = 0xFFFF  # no merge has it; between texts too
+        for n in known:
+            new, times = np.unique(ngrams(units, n), return_counts=True)
+            union, where = np.unique(np.concatenate([known[n], new]), return_inverse=True)
+            count = np.bincount(where, np.concatenate([often[n], times]))
+            known[n], often[n] = union, count.astype(np.int64)
+    found = []
+    for n in known:
+        for gram, times in zip(known[n].tolist(), often[n].tolist()):
+            units = [(gram >> (16 * i)) & 0xFFFF for i in reversed(range(n))]
+            found.append((-times, "".join(map(chr, units))))
     best = [merge for _, merge in sorted(found)[:UnicodeTokenizer.most_merges]]
     return UnicodeTokenizer([m for m in best if len(m) == 3], [m for m in best if len(m) == 2])
+
+
+# ---- what a code needs to know -----------------------------------------------------------------
+
+SCRIPTS = {"ARABIC", "ARMENIAN", "BENGALI", "CJK", "CYRILLIC", "DEVANAGARI", "ETHIOPIC", "GEORGIAN",
+           "GREEK", "GUJARATI", "GURMUKHI", "HANGUL", "HEBREW", "HIRAGANA", "KANNADA", "KATAKANA",
+           "KHMER", "LAO", "LATIN", "MALAYALAM", "MONGOLIAN", "MYANMAR", "ORIYA", "SINHALA",
+           "SYRIAC", "TAMIL", "TELUGU", "THAI", "TIBETAN"}
 
 
 def token_bytes(tokenizer):
     """The true bytes of every id, a list of `vocab_size` byte strings.
 
-    Not `decode([id]).encode()`: 344 of GPT-2's tokens are no UTF-8 on their own, and 340 ids would share a string with others.
+    Not `decode([id]).encode()`: 344 of GPT-2's tokens are no UTF-8 on their own, and 340 ids would
+    share a string with others.
     """
-    return tokenizer.tokens + [END_OF_TEXT.encode()]
+    return list(tokenizer.spelled)
+
+
+@functools.cache
+def script_of_character(c):
+    """The script of one letter or mark, as its Unicode name says: "Latin", ..., or "other"; None
+    for a mark that belongs to no script."""
+    words = unicodedata.name(c, "").removeprefix("FULLWIDTH ").removeprefix("HALFWIDTH ").split()
+    if words and words[0] in SCRIPTS:
+        return "CJK" if words[0] == "CJK" else words[0].capitalize()
+    return None if unicodedata.category(c)[0] == "M" else "other"
 
 
 def script_of(text):
     """The script of a token's text: that of its letters ("Latin", "Devanagari", ...; "mixed" where
-    there are several), else "digits", "space", "punctuation", or "bytes" for what is no UTF-8."""
-    scripts = {unicodedata.name(c, "other").split()[0].capitalize() for c in text
-               if unicodedata.category(c)[0] in "LM"}
+    there are several), else "bytes" where a part of a character stands (U+FFFD), else "digits",
+    "punctuation" or "space"; "other" for what is none of these."""
+    categories = [unicodedata.category(c)[0] for c in text]
+    scripts = {script_of_character(c) for c, category in zip(text, categories) if category in "LM"}
+    scripts.discard(None)
     if scripts:
         return scripts.pop() if len(scripts) == 1 else "mixed"
     if "\ufffd" in text:
         return "bytes"
-    if any(c.isdigit() for c in text):
+    if "N" in categories:
         return "digits"
-    return "punctuation" if text.strip() else "space"
+    if "P" in categories or "S" in categories:
+        return "punctuation"
+    return "space" if text.isspace() else "other"
+
+
+def code_report(tok, pos_dims=(16, 32)):
+    """What a code that reads a token's first P bytes cannot tell apart, for each P of `pos_dims`:
+    {P: {"longer": {script: how many tokens have more than P bytes},
+         "shared": {script: how many share their first P bytes with another}}}, without zeros."""
+    strings = [raw for raw in token_bytes(tok) if raw]  # an id without a token is never read
+    report = {}
+    for P in pos_dims:
+        holders = Counter(raw[:P] for raw in strings)
+        found = {"longer": [raw for raw in strings if len(raw) > P],
+                 "shared": [raw for raw in strings if holders[raw[:P]] > 1]}
+        report[P] = {what: dict(Counter(script_of(raw.decode(errors="replace")) for raw in some))
+                     for what, some in found.items()}
+    return report
+
+
+def code_lines(tok, pos_dims=(16, 32)):
+    """`code_report` as a line for each P."""
+    lines = []
+    for P, found in code_report(tok, pos_dims).items():
+        said = []
+        for what, by_script in (("are longer", found["longer"]),
+                                ("share them with another", found["shared"])):
+            scripts = sorted(by_script.items(), key=lambda pair: -pair[1])
+            scripts = ", ".join(f"{script} {count:,}" for script, count in scripts)
+            scripts = f" ({scripts})" if scripts else ""
+            said.append(f"{sum(by_script.values()):,} {what}{scripts}")
+        lines.append(f"P = {P}: {'; '.join(said)}")
+    return lines
+
+
+def share_of_marks(text):
+    """How many of a text's letters and combining marks are marks: vowel signs, accents that stand
+    apart. 0 where there are no letters."""
+    count = Counter()
+    for c, times in Counter(text).items():
+        count[unicodedata.category(c)[0]] += times
+    return count["M"] / max(1, count["L"] + count["M"])
