@@ -1,231 +1,319 @@
-"""What this machine says about speed and memory. Everything in one table is measured alternately in one run: A B A B ...
+"""What this machine says about speed and memory.
 
-    python bench.py codes                                   # input embeddings alone, forward and backward, on natural tokens
-    python bench.py step configs/kron.py configs/bpe_untied.py --batch_size=1     # whole training steps of the 124M shape
-    python bench.py step configs/kron.py configs/kron.py,code_form=table          # a candidate may change keys of its own
-    python bench.py step configs/tiny.py configs/bpe_tied.py --nanogpt            # the loop against nanoGPT's, same shapes
-    python bench.py sample configs/kron.py                  # greedy generation, cached against recomputing; or out/RUN
-    python bench.py memory                                  # bytes of buffers and tables
-    python bench.py prepare                                 # prepare.py's encoding against bare encode_ordinary_batch
+    python bench.py codes          # every input embedding alone, forward and backward
+    python bench.py step configs/kron.py configs/bpe_untied.py --batch_size=1
+    python bench.py step configs/kron.py configs/kron.py,code_form=table    # with keys of its own
+    python bench.py step configs/tiny.py configs/bpe_tied.py --nanogpt=../nanoGPT
+    python bench.py sample configs/kron.py    # cached against recomputing; also of out/RUN
+    python bench.py memory         # bytes of buffers and tables
+    python bench.py prepare        # prepare.py's encoding against tiktoken's bare batch call
 
---rounds=N repeats, --out=NAME writes NAME.json. Token ids come from --dataset (data/NAME, made by prepare.py): in natural text
-tokens repeat, which is the point. Ratios are medians of the ratios within each round, with the lowest and the highest.
+What is in one table is measured alternately: A B A B ... Ratios are medians of the ratios within
+each round, with the lowest and the highest. Token ids come from --dataset (data/NAME, made by
+prepare.py): in natural text tokens repeat, which is the point. `step` times train.py's own
+train_step, reading included; --nanogpt=FOLDER, where you have a clone of nanoGPT, beside it that
+program on the same data and shapes, by its own log.
 """
 import json
 import math
 import os
+import pickle
+import re
 import shlex
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
-from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn as nn
-import torch.nn.functional as F
 from tqdm import tqdm
 
-import prepare
-from lib import tokenizer
 from codes import KroneckerEmbedding
-from lib.common import InputError, Parser, run, whole_number, write_atomic
+from lib import tokenizer
+from lib.bins import encode, new_state
 from lib.checkpoint import build_model, load_model
-from lib.config import check, compose, read_config
+from lib.common import InputError, Parser, run, whole_number, write_atomic
+from lib.config import ROOT, check, compose, read_config
 from lib.data import Data, sequence_blocks, to_device
-from lib.machine import describe_machine
+from lib.machine import describe_machine, this_place
 from lib.report import markdown_table
-from model import GPTConfig, make_embedding
-from train import make_optimizer
+from lib.sampling import generate
+from lib.sources import CPUS, local
+from model import CODES, GPTConfig, make_embedding
+from train import make_optimizer, train_step
 
 CUDA = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if CUDA else "cpu")
 
 
+# ---- measuring ---------------------------------------------------------------------------------
+
 def once(work, i):
-    """Run work(i) and return (wall seconds, CPU seconds); on CUDA the wall seconds are those between two events."""
-    cpu = time.process_time()
+    """Run work(i): (wall seconds, CPU seconds), until the GPU is done, if there is one."""
     if CUDA:
-        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        begin.record()
-        work(i)
-        end.record()
         torch.cuda.synchronize()
-        return begin.elapsed_time(end) / 1e3, time.process_time() - cpu
-    wall = time.perf_counter()
+    wall, cpu = time.perf_counter(), time.process_time()
     work(i)
+    if CUDA:
+        torch.cuda.synchronize()
     return time.perf_counter() - wall, time.process_time() - cpu
 
 
-def alternately(works, rounds, warmup=2):
-    """{name: work(i)} -> {name: [(wall, CPU seconds) per round]}: every round runs each once, after `warmup` uncounted rounds."""
-    times = {name: [] for name in works}
+def several(work, count, i):
+    """Medians of `count` calls of `work`: (wall seconds, CPU seconds)."""
+    walls, cpus = zip(*[once(work, i * count + k) for k in range(count)])
+    return statistics.median(walls), statistics.median(cpus)
+
+
+def alternately(measures, rounds, warmup=2):
+    """{name: measure(round) -> (wall, CPU seconds)} -> {name: what it gave in each round}. Every
+    round measures each once, after `warmup` uncounted rounds."""
+    times = {name: [] for name in measures}
     for i in tqdm(range(warmup + rounds), "rounds", leave=False):
-        for name, work in works.items():
-            seconds = once(work, i)
+        for name, measure in measures.items():
+            seconds = measure(i)
             if i >= warmup:
                 times[name].append(seconds)
     return times
 
 
 def spread(values, digits):
-    """median (lowest - highest) as text."""
-    return f"{statistics.median(values):,.{digits}f} ({min(values):,.{digits}f} - {max(values):,.{digits}f})"
+    """Numbers -> "median (lowest - highest)"; "-" if they are not known."""
+    if None in values:
+        return "-"
+    middle, low, high = statistics.median(values), min(values), max(values)
+    return f"{middle:,.{digits}f} ({low:,.{digits}f} - {high:,.{digits}f})"
 
 
-def show(times, base, per_second=None):
-    """Print a table of medians and of ratios to `base`; returns it as a dict.
-    per_second: (what, how many of them one round is)."""
-    head, rows, saved = ["", "wall ms", "CPU ms", f"ratio to {base}"] + ([f"{per_second[0]}/s"] if per_second else []), [], {}
+def show(times, base, what=None, how_many=1):
+    """Print a table of medians and of ratios to `base`; with `what`, of which a call makes
+    `how_many`, also how many a second. Returns its numbers as a dict."""
+    head = ["", "wall ms", "CPU ms", f"ratio to {base}"] + ([f"{what}/s"] if what else [])
+    rows, saved = [], {}
     for name, seconds in times.items():
-        wall, cpu = ([1e3 * x for x in column] for column in zip(*seconds))
-        ratios = [a / b for (a, _), (b, _) in zip(seconds, times[base])]
-        rows.append([name, spread(wall, 1), spread(cpu, 1), spread(ratios, 3)])
-        saved[name] = {"wall_ms": wall, "cpu_ms": cpu, "ratio": ratios}
-        if per_second:
-            rates = [per_second[1] / s for s, _ in seconds]
-            rows[-1].append(spread(rates, 0))
-            saved[name][f"{per_second[0]}_per_s"] = rates
+        wall = [1e3 * wall for wall, _ in seconds]
+        cpu = [None if cpu is None else 1e3 * cpu for _, cpu in seconds]
+        ratio = [mine / its for (mine, _), (its, _) in zip(seconds, times[base])]
+        saved[name] = {"wall_ms": wall, "cpu_ms": cpu, "ratio": ratio}
+        row = [name, spread(wall, 1), spread(cpu, 1), spread(ratio, 3)]
+        if what:
+            rate = [1e3 * how_many / ms for ms in wall]
+            saved[name][f"{what}_per_s"] = rate
+            row.append(spread(rate, 0))
+        rows.append(row)
     print(markdown_table(head, rows))
     return saved
 
 
-def batches(data, sequences):
-    """Eight batches as training sees them, blocks from all over the text: [(inputs, targets) of (sequences, T)]."""
-    blocks = data.blocks("train")
-    return [to_device(data.read("train", sequence_blocks(blocks, 1337, i * sequences, sequences)), DEVICE) for i in range(8)]
+# ---- input embeddings alone --------------------------------------------------------------------
+
+def input_configs():
+    """{arm: Config}: one of configs/ for each code and lift, in the order of model.CODES."""
+    found = {}
+    for path in sorted((ROOT / "configs").glob("*.py")):
+        if "code" in read_config(path):
+            config, arm, _ = compose([str(path)])
+            found.setdefault((config.code, config.lift), (arm, config))
+    order = list(CODES)
+    return dict(sorted(found.values(), key=lambda pair: order.index(pair[1].code)))
 
 
-# ---- the measurements --------------------------------------------------------------------------------------
-
-def codes(args):
-    """Forward and backward of every input embedding alone; the output's gradient is given."""
-    data = Data(args.dataset, 1024)
-    V, d, P, N = data.tokenizer.vocab_size, 768, 16, 8192
-    padded, raw = -(-V // 64) * 64, tokenizer.token_bytes(data.tokenizer)
-    ids = [x.flatten() for x, _ in batches(data, N // data.block_size)]
-    gradient = torch.randn(N, d, device=DEVICE)
-    print(f"V = {V:,} ({padded:,} padded), d = {d}, P = {P}, {N:,} tokens of {args.dataset}, "
-          f"{statistics.mean(len(i.unique()) for i in ids):,.0f} distinct, float32, {DEVICE}\n")
-    modules = {"nn.Embedding": nn.Embedding(padded, d)}
-    for code, lift in (("kron", "linear"), ("random", "linear"), ("binary", "tile"), ("affine", "tile")):
-        modules[code] = make_embedding(GPTConfig(vocab_size=V, n_embd=d, pos_dim=P, code=code, lift=lift, head="table"), raw)
+def published(kron, padded, d, P):
+    """The published package's module with the buffers and weights of ours; None if the package is
+    not installed."""
     try:
         from kronecker_embeddings import KroneckerEmbedding as Published
     except ImportError:
         print("(the package kronecker-embeddings is not installed: it is not in the table)\n")
-    else:
-        packed, length = modules["kron"].bytes[:padded], modules["kron"].length[:padded]
-        modules["published, dynamic"] = Published(padded, d, pos_dim=P, byte_buffer=packed, length_buffer=length)
-    for module in modules.values():
-        for p in module.parameters():
-            nn.init.normal_(p, std=1 / 64)
-        module.to(DEVICE)
-    if "published, dynamic" in modules:
+        return None
+    module = Published(padded, d, pos_dim=P, byte_buffer=kron.bytes[:padded],
+                       length_buffer=kron.length[:padded])
+    with torch.no_grad():
+        module.projection.weight.copy_(kron.weight.T)
+    return module
+
+
+def codes(args):
+    """Forward and backward of every input embedding alone; the output's gradient is given."""
+    torch._dynamo.config.recompile_limit = 64  # the codes share a forward that is compiled for each
+    data = Data(args.dataset, 1024)
+    V, d, N = data.tokenizer.vocab_size, 768, 8192
+    raw = tokenizer.token_bytes(data.tokenizer)
+    blocks = [sequence_blocks(data.blocks("train"), 1337, 8 * i, N // 1024) for i in range(8)]
+    batches = [to_device(data.read("train", some), DEVICE)[0].flatten() for some in blocks]
+    distinct = statistics.mean(len(ids.unique()) for ids in batches)
+
+    shape = {"vocab_size": V, "n_embd": d}
+    padded = GPTConfig(**shape).padded_size
+    modules = {"nn.Embedding": nn.Embedding(padded, d)}
+    for arm, config in input_configs().items():
+        if issubclass(CODES[config.code], nn.Embedding):
+            continue  # the first row
+        keys = {f.name: getattr(config, f.name) for f in fields(GPTConfig)}
+        modules[arm] = make_embedding(GPTConfig(**keys | shape), raw)
+        modules[arm].reset_parameters(config.seed, "")
+    P = modules["kron"].pos_dim
+    print(f"V = {V:,} ({padded:,} padded), d = {d}, P = {P}, {N:,} tokens of {args.dataset}, "
+          f"{distinct:,.0f} distinct, float32, {DEVICE}\n")
+    theirs = published(modules["kron"], padded, d, P)
+    if theirs:
         with torch.no_grad():
-            modules["published, dynamic"].projection.weight.copy_(modules["kron"].weight.T)
-            difference = (modules["published, dynamic"](ids[0]) - modules["kron"](ids[0])).abs().max().item()
-        print(f"largest difference between kron's output and the published package's, same weights: {difference:.1e}\n")
+            ids = batches[0].cpu()
+            difference = (theirs(ids) - modules["kron"](ids)).abs().max().item()
+        print("largest difference between kron's output and the published package's, same "
+              f"weights: {difference:.1e}\n")
+        modules["published, dynamic"] = theirs
 
-    def work(module):
+    gradient = torch.randn(N, d, device=DEVICE)
+
+    def both(module, forward, i):
+        e = forward(batches[i % len(batches)])
+        if e.requires_grad:
+            e.backward(gradient)
+            for p in module.parameters():
+                p.grad = None
+    measures = {}
+    for name, module in modules.items():
+        module.to(DEVICE)
         forward = torch.compile(module, fullgraph=True) if CUDA else module
-
-        def both(i):
-            e = forward(ids[i % len(ids)])
-            if e.requires_grad:
-                e.backward(gradient)
-                for p in module.parameters():
-                    p.grad = None
-        return both
-    works = {name: work(module) for name, module in modules.items()}
-    return show(alternately(works, args.rounds or 11), "nn.Embedding")
+        measures[name] = partial(once, partial(both, module, forward))
+    return show(alternately(measures, args.rounds or 11), "nn.Embedding")
 
 
-def step(args):
-    """Whole training steps: forward, backward, clipping, AdamW. A file that sets `code` is a candidate, with changes of its own
-    after commas; other files and options are shared by all. Ratios are to the last candidate."""
+# ---- whole training steps ----------------------------------------------------------------------
+
+def candidates(args):
+    """The command line of `step` -> {name: Config}. A file that sets `code` is a candidate, with
+    changes of its own after commas; other files and options are shared by all."""
     shared, arms = [], []
     for arg in args.configs or ["configs/kron.py", "configs/bpe_untied.py"]:
-        (arms if not arg.startswith("--") and "code" in read_config(arg.split(",")[0]) else shared).append(arg)
-    works = {}
+        is_arm = not arg.startswith("--") and "code" in read_config(arg.split(",")[0])
+        (arms if is_arm else shared).append(arg)
+    found = {}
     for arm in arms or ["configs/bpe_tied.py"]:
         path, *changes = arm.split(",")
-        config, name, _ = compose([*shared, path, *(f"--{change}" for change in changes), f"--dataset={args.dataset}"])
+        config, _, _ = compose([*shared, path, *(f"--{change}" for change in changes),
+                                f"--dataset={args.dataset}"])
         check(config, 1)
-        data = Data(config.dataset, config.block_size)
-        works[name] = trainer(config, data)
-        if args.nanogpt:
-            works[f"{name}, nanoGPT's loop"] = nanogpt(config, data)
-    print(f"{config.batch_size} x {config.block_size} tokens of {config.dataset}, {config.n_layer} layers, d {config.n_embd}, "
-          f"V {data.tokenizer.vocab_size:,}, {config.dtype}, compile={config.compile}, {DEVICE}\n")
-    return show(alternately(works, args.rounds or 7), list(works)[-1], ("tokens", config.batch_size * config.block_size))
+        found[",".join([Path(path).stem, *changes])] = config
+    return found
 
 
 def trainer(config, data):
-    """train.py's step as a function of the round."""
-    inputs = batches(data, config.batch_size)
-    model = build_model(asdict(config), data.tokenizer).to(DEVICE)
+    """train.py's own step as a function of its number."""
+    place = this_place(config.device)
+    model = build_model(asdict(config), data.tokenizer).to(place.device)
     optimizer = make_optimizer(model, config)
+    scaler = torch.amp.GradScaler(place.device.type, enabled=config.dtype == "float16")
     forward = torch.compile(model) if config.compile == "True" else model
-    autocast = torch.autocast(DEVICE.type, torch.bfloat16) if config.dtype == "bfloat16" else nullcontext()
 
-    def one(i):
-        with autocast:
-            loss = forward(*inputs[i % len(inputs)])
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-    return one
+    def step(i):
+        train_step(i, forward, model, optimizer, scaler, data, config, place)
+    return step
 
 
-def nanogpt(config, data):
-    """nanoGPT's step at its CPU settings: float32, whole logits, a fresh memory map and random offsets,
-    plain AdamW, loss.item()."""
-    model = build_model(asdict(config), data.tokenizer).to(DEVICE)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, betas=(config.beta1, config.beta2),
-                                  weight_decay=config.weight_decay, fused=CUDA)
-    T = config.block_size
+def step(args):
+    """Whole training steps. Ratios are to nanoGPT, else to the last candidate."""
+    configs = candidates(args)
+    first = next(iter(configs.values()))
+    tokens = first.batch_size * first.gradient_accumulation_steps * first.block_size
+    data = Data(first.dataset, first.block_size)
+    clone = args.nanogpt and is_nanogpt(args.nanogpt)
+    if args.nanogpt and not clone:
+        print(f"(nanoGPT is not in the table: {args.nanogpt} is no clone of it)\n")
+    count = NANOGPT_STEPS if clone else 1
+    measures = {name: partial(several, trainer(config, data), count)
+                for name, config in configs.items()}
+    if clone:
+        measures["nanoGPT"] = partial(nanogpt, args.nanogpt, first, data)
+    print(f"{first.batch_size} x {first.gradient_accumulation_steps} x {first.block_size} tokens "
+          f"of {first.dataset}, {first.n_layer} layers, d {first.n_embd}, "
+          f"V {data.tokenizer.vocab_size:,}, {first.dtype}, compile={first.compile}, "
+          f"{first.device}\n")
+    times = alternately(measures, args.rounds or 7, warmup=0 if clone else 2)
+    return show(times, list(measures)[-1], "tokens", tokens)
 
-    def one(i):
-        tokens = data.map("train")
-        offsets = torch.randint(len(tokens) - T, (config.batch_size,))
-        x = torch.stack([torch.from_numpy(tokens[o:o + T].astype(np.int64)) for o in offsets]).to(DEVICE)
-        y = torch.stack([torch.from_numpy(tokens[o + 1:o + 1 + T].astype(np.int64)) for o in offsets]).to(DEVICE)
-        logits = model(x)
-        loss = F.cross_entropy(logits.view(-1, logits.size(-1)), y.view(-1))
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        loss.item()
-    return one
 
+# ---- nanoGPT -----------------------------------------------------------------------------------
+
+NANOGPT_STEPS, NANOGPT_WARMUP = 10, 3  # a round; the first of its steps is also an evaluation
+
+
+def is_nanogpt(folder):
+    """Whether a folder has nanoGPT's three files."""
+    return all((Path(folder) / f"{name}.py").is_file() for name in ("train", "model",
+                                                                    "configurator"))
+
+
+def nanogpt(folder, config, data, _):
+    """Run the train.py of a clone on our bins with the shapes of `config`: (median wall seconds of
+    its steps as its log says, None).
+
+    It reads configurator.py and data/ below the folder that it is started in, and meta.pkl for the
+    vocabulary. InputError if it cannot do what is asked, or does not run.
+    """
+    if data.dtype != np.uint16 or config.positions != "learned":
+        raise InputError("nanoGPT reads ids of 16 bits and has learned positions only")
+    folder, steps = Path(folder).resolve(), NANOGPT_WARMUP + NANOGPT_STEPS
+    vocabulary = GPTConfig(vocab_size=data.tokenizer.vocab_size).padded_size
+    same = ("batch_size", "gradient_accumulation_steps", "block_size", "n_layer", "n_head",
+            "n_embd", "dropout", "bias", "learning_rate", "min_lr", "weight_decay", "beta1",
+            "beta2", "grad_clip", "device", "dtype", "compile")
+    options = {key: getattr(config, key) for key in same}
+    options |= {"dataset": "ours", "out_dir": "out", "max_iters": steps - 1, "warmup_iters": 1,
+                "lr_decay_iters": steps, "log_interval": 1, "eval_interval": 10**9,
+                "eval_iters": 1}
+    with tempfile.TemporaryDirectory() as place:
+        ours = Path(place) / "data" / "ours"
+        ours.mkdir(parents=True)
+        for split in ("train", "val"):
+            (ours / f"{split}.bin").symlink_to((data.folder / f"{split}.bin").resolve())
+        (ours / "meta.pkl").write_bytes(pickle.dumps({"vocab_size": vocabulary}))
+        (Path(place) / "configurator.py").symlink_to(folder / "configurator.py")
+        command = [sys.executable, str(folder / "train.py"),
+                   *(f"--{key}={value}" for key, value in options.items())]
+        done = subprocess.run(command, cwd=place, capture_output=True, text=True)
+    said = re.findall(r"^iter \d+: .*\btime ([\d.]+)ms", done.stdout, re.M)
+    if done.returncode or len(said) < steps:
+        reason = (done.stderr.strip() or "no times in its log").splitlines()[-1]
+        raise InputError(f"{folder}/train.py: exit status {done.returncode}, {reason}")
+    return statistics.median(float(ms) for ms in said[NANOGPT_WARMUP:]) / 1e3, None
+
+
+# ---- the rest ----------------------------------------------------------------------------------
 
 def sample(args):
-    """Greedy generation of 512 tokens after a prompt of 16, with the KV cache and recomputing every position for every token."""
-    if args.configs and not args.configs[0].endswith(".py") and not args.configs[0].startswith("--"):
-        model, tok, _ = load_model(args.configs[0], DEVICE)
-        name = args.configs[0]
-    else:
-        config, name, _ = compose([*(args.configs or ["configs/kron.py"]), f"--dataset={args.dataset}"])
+    """Greedy generation after a prompt of 16 tokens, with the KV cache and recomputing every
+    position for every token."""
+    first = args.configs[0] if args.configs else "configs/kron.py"
+    if first.endswith(".py") or first.startswith("--"):
+        argv = [*(args.configs or [first]), f"--dataset={args.dataset}"]
+        config, name, _ = compose(argv)
         tok = Data(config.dataset, config.block_size).tokenizer
         model = build_model(asdict(config), tok).eval().to(DEVICE)
-    text = "The quick brown fox jumps over the lazy dog, and then it runs away from all of the others."
+    else:
+        name = first
+        model, tok, _ = load_model(first, DEVICE)
+    text = ("The quick brown fox jumps over the lazy dog, and then it runs away from all of the "
+            "others.")
     prompt = torch.tensor([tok.encode(text)[:16]], device=DEVICE)
-    texts = {}
+    said = {}
 
-    def work(use_cache):
-        def generate(_):
-            texts[use_cache] = [i.item() for i in model.generate(prompt, args.tokens, temperature=0, use_cache=use_cache)]
-        return generate
-    times = alternately({"cached": work(True), "recomputing": work(False)}, args.rounds or 3, warmup=0)
-    print(f"{name}, {args.tokens} tokens, {DEVICE}; same text: {texts[True] == texts[False]}\n")
-    return show(times, "cached", ("tokens", args.tokens))
+    def say(use_cache, _):
+        ids = generate(model, prompt, args.tokens, temperature=0, use_cache=use_cache)
+        said[use_cache] = [i.item() for i in ids]
+    measures = {"cached": partial(once, partial(say, True)),
+                "recomputing": partial(once, partial(say, False))}
+    times = alternately(measures, args.rounds or 3, warmup=0)
+    print(f"{name}, {args.tokens} tokens, {DEVICE}; same text: {said[True] == said[False]}\n")
+    return show(times, "cached", "tokens", args.tokens)
 
 
 def memory(args):
@@ -234,52 +322,65 @@ def memory(args):
     kron = KroneckerEmbedding(V, 1, [b"x" * (1 + i % P) for i in range(V)], P)
     buffers = sum(b.nbytes for b in kron.buffers())
     table = torch.empty(V, 256 * P, dtype=torch.bfloat16, device="meta").nbytes
-    print(markdown_table(["what", "MB"], [[f"byte buffer, on the fly, V = {V:,}, P = {P}", f"{buffers / 1e6:,.2f}"],
-                                          [f"the V x D table in bfloat16, D = {256 * P:,}", f"{table / 1e6:,.2f}"]]))
+    print(markdown_table(["what", "MB"], [
+        [f"byte buffer, on the fly, V = {V:,}, P = {P}", f"{buffers / 1e6:,.2f}"],
+        [f"the V x D table in bfloat16, D = {256 * P:,}", f"{table / 1e6:,.2f}"]]))
     return {"buffer_bytes": buffers, "table_bytes": table}
 
 
 def preparation(args):
-    """prepare.py's encode (hashing, splitting, writing and all) against the tokenizer's bare batch call on the same documents."""
+    """prepare.py's encode (hashing, splitting, writing and all) against the tokenizer's bare batch
+    call on the same documents."""
     data = Data(args.dataset, 1)
     tok, ids = data.tokenizer, data.map("train")
     ends = np.flatnonzero(ids == tok.eot)[:20_000]  # that many documents, as text again
-    texts = [tok.decode(ids[start:end].tolist()) for start, end in zip([0, *ends + 1], ends)]
-    tokens = sum(map(len, tok.encode_batch(texts, prepare.CPUS)))
+    starts = [0, *ends + 1]
+    texts = [tok.decode(ids[start:end].tolist()) for start, end in zip(starts, ends)]
+    tokens = sum(map(len, tok.encode_batch(texts, CPUS)))
+
+    def bare(_):
+        tok.encoding.encode_ordinary_batch(texts, num_threads=CPUS)
 
     def ours(_):
+        everything = {"train": math.inf, "val": math.inf}
         with tempfile.TemporaryDirectory() as folder:
-            sources = [prepare.local("texts", None, lambda: ((text, 0.0) for text in texts))]
-            prepare.encode(Path(folder), sources, tok, 0.02, {"train": math.inf, "val": math.inf}, prepare.new_state(sources))
-    works = {"encode_ordinary_batch": lambda _: tok.encoding.encode_ordinary_batch(texts, num_threads=prepare.CPUS),
-             "prepare.py": ours}
-    return show(alternately(works, args.rounds or 7), "encode_ordinary_batch", ("tokens", tokens))
+            sources = [local("texts", None, lambda: ((text, 0.0) for text in texts))]
+            encode(Path(folder), sources, tok, 0.02, everything, new_state(sources))
+    measures = {"encode_ordinary_batch": partial(once, bare), "prepare.py": partial(once, ours)}
+    return show(alternately(measures, args.rounds or 7), "encode_ordinary_batch", "tokens", tokens)
+
+
+WHAT = {"codes": codes, "step": step, "sample": sample, "memory": memory, "prepare": preparation}
 
 
 def main():
     parser = Parser(description=__doc__)
-    parser.add_argument("what", choices=("codes", "step", "sample", "memory", "prepare"))
-    parser.add_argument("configs", nargs="*", help="config files (step, sample) or a run (sample)")
-    parser.add_argument("--dataset", default="docstrings", help="data/NAME that token ids and the tokenizer come from")
+    parser.add_argument("what", choices=WHAT, metavar="|".join(WHAT))
+    parser.add_argument("configs", nargs="*", default=[],
+                        help="of step and sample: config files (unset: kron, and bpe_untied "
+                             "beside it); of sample also a run")
+    parser.add_argument("--dataset", default="docstrings",
+                        help="data/NAME that token ids and the tokenizer come from")
     parser.add_argument("--rounds", type=whole_number, help="how often everything is measured")
     parser.add_argument("--tokens", type=whole_number, default=512, help="to generate (sample)")
-    parser.add_argument("--nanogpt", action="store_true", help="measure nanoGPT's loop beside train.py's (step)")
+    parser.add_argument("--nanogpt", metavar="FOLDER", help="a clone of nanoGPT, to time (step)")
     parser.add_argument("--out", help="write OUT.json")
     args, options = parser.parse_known_args()
-    unknown = [o for o in options if not (args.what in ("step", "sample") and o.startswith("--") and "=" in o)]
-    if unknown:
-        raise InputError(f"unknown option {unknown[0]} "
-                         "(--help shows the options; step and sample take train.py's --key=value too)")
-    args.configs += options
+    for option in options:
+        is_key = option.startswith("--") and "=" in option
+        if args.what not in ("step", "sample") or not is_key:
+            raise InputError(f"unknown option {option} (--help shows the options; step and sample "
+                             "take train.py's --key=value too)")
+    args.configs = [*args.configs, *options]
     about = describe_machine(DEVICE, 1)
     print(f"{about['hardware']}, torch {about['torch']}, commit {about['commit']}")
-    result = {"codes": codes, "step": step, "sample": sample, "memory": memory, "prepare": preparation}[args.what](args)
+    result = WHAT[args.what](args)
     if args.out:
         about["date"] = datetime.now(timezone.utc).isoformat(timespec="seconds")
         about["command"] = shlex.join(["python", os.path.basename(sys.argv[0]), *sys.argv[1:]])
         Path(args.out).parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(f"{args.out}.json",
-                     lambda file: file.write((json.dumps(about | {"result": result}, indent=1) + "\n").encode()))
+        text = json.dumps(about | {"result": result}, indent=1) + "\n"
+        write_atomic(f"{args.out}.json", lambda file: file.write(text.encode()))
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 #
 #     bash runs/binary_32l.sh                             # prepare, train, compare: results/binary-32l.md
 #     SEEDS=1337 bash runs/binary_32l.sh                  # one seed; TOKENS=2e9 prepares less text and goes over it 8.5 times
+#     bash runs/binary_32l.sh --batch_size=4 --gradient_accumulation_steps=128    # options go to train.py
 #     SMOKE=1 bash runs/binary_32l.sh                     # the same commands at toy size, two CPU processes, a few minutes
 #
 # Hardware   one machine with 8 H100 (NPROC says how many); any number that divides 64 gives the same batches.
@@ -36,7 +37,7 @@ runs=()
 for seed in $SEEDS; do
     for arm in $ARMS; do
         torchrun --standalone --nproc_per_node="$NPROC" --max_restarts=3 \
-            train.py configs/binary_32l.py "configs/$arm.py" --seed="$seed" "${options[@]}" --name="$name-$arm-s$seed"
+            train.py configs/binary_32l.py "configs/$arm.py" --seed="$seed" "${options[@]}" "$@" --name="$name-$arm-s$seed"
         runs+=("out/$name-$arm-s$seed")
     done
 done

@@ -2,7 +2,7 @@
 # The Kronecker comparison at full size, with its controls: GPT-2 124M, 2.5B tokens of FineWeb-Edu, eight arms, three seeds.
 #
 #     bash runs/gpt2_124m.sh                              # prepare, train, compare, probe: results/gpt2-124m.md and probe-*
-#     ARMS="bpe_tied kron" SEEDS=1337 bash runs/gpt2_124m.sh
+#     ARMS="bpe_tied kron" SEEDS=1337 bash runs/gpt2_124m.sh --max_steps=1000   # options go to train.py
 #     SMOKE=1 bash runs/gpt2_124m.sh                      # the same commands at toy size, two CPU processes, a few minutes
 #
 # Hardware   one machine with 8 H100 (NPROC says how many); any number that divides 32 gives the same batches.
@@ -15,7 +15,7 @@
 #     torchrun --nnodes=2 --nproc_per_node=8 --rdzv_backend=c10d --rdzv_endpoint=FIRST_HOST:29500 --rdzv_id=RUN \
 #         train.py configs/gpt2_124m.py configs/kron.py --seed=1337
 source "$(dirname "$0")/setup.sh"
-ARMS=${ARMS:-bpe_tied kron random bpe_untied bpe_untied_unit bpe_untied_lr binary affine}
+ARMS=${ARMS:-bpe_tied bpe_untied kron kron_shuffled lowrank kron_tied binary affine}
 SEEDS=${SEEDS:-1337 1338 1339}
 NPROC=${NPROC:-8}
 TOKENS=${TOKENS:-2.5e9}
@@ -35,7 +35,7 @@ runs=()
 for seed in $SEEDS; do
     for arm in $ARMS; do
         torchrun --standalone --nproc_per_node="$NPROC" --max_restarts=3 \
-            train.py configs/gpt2_124m.py "configs/$arm.py" --seed="$seed" "${options[@]}" --name="$name-$arm-s$seed"
+            train.py configs/gpt2_124m.py "configs/$arm.py" --seed="$seed" "${options[@]}" "$@" --name="$name-$arm-s$seed"
         runs+=("out/$name-$arm-s$seed")
     done
 done
