@@ -1,4 +1,5 @@
 """What the tests share: real text, real tokenizers, the real scripts, and one set of real runs."""
+import ast
 import asyncio
 import email
 import json
@@ -17,36 +18,46 @@ SHARED_VOCABULARY = ROOT.parent / "shared" / "tiktoken"
 if SHARED_VOCABULARY.is_dir():
     os.environ.setdefault("TIKTOKEN_CACHE_DIR", str(SHARED_VOCABULARY))
 
-# Here and in the scripts, which run side by side; two threads on two busy cores wait for each other.
+# Here and in the scripts, which run side by side: two threads on two busy cores wait for each
+# other.
 os.environ["OMP_NUM_THREADS"] = "1"
 
-import prepare  # noqa: E402
-from lib import tokenizer  # noqa: E402
-import train  # noqa: E402
-from lib.common import run  # noqa: E402
-from model import build_model  # noqa: E402
+import torch  # noqa: E402
 
-ARMS = ["bpe_tied", "bpe_untied", "bpe_untied_unit", "bpe_untied_lr", "binary", "affine", "kron", "random"]
+from lib import report, tokenizer  # noqa: E402
+from lib.checkpoint import build_model  # noqa: E402
+from lib.common import run  # noqa: E402
+from lib.config import compose  # noqa: E402
+from lib.machine import Place  # noqa: E402
+
+ARMS = [arm for arm in report.ARMS if (ROOT / "configs" / f"{arm}.py").is_file()]
+CPU = Place(0, 1, torch.device("cpu"))
+UNSCALED = torch.amp.GradScaler("cpu", enabled=False)  # what train_step takes where not float16
 CORES = len(os.sched_getaffinity(0))
 
-# A model of a second or so, whose width is a multiple of 12 bits; one thread, so that runs go side by side.
-SHORT = ["--n_layer=2", "--n_embd=96", "--n_head=3", "--block_size=64", "--batch_size=8", "--max_steps=60", "--warmup_steps=10",
-         "--learning_rate=3e-3", "--eval_interval=60", "--eval_tokens=8192", "--log_interval=1",
-         "--device=cpu", "--dtype=float32"]
+# A model of a second or so, whose width is a multiple of 12 bits; one thread, so that runs go
+# side by side.
+SHORT = ["--n_layer=2", "--n_embd=96", "--n_head=3", "--block_size=64", "--batch_size=8",
+         "--max_steps=60", "--warmup_steps=10", "--learning_rate=3e-3", "--eval_interval=60",
+         "--eval_tokens=8192", "--log_interval=1", "--device=cpu", "--dtype=float32"]
 LONG = 220  # steps for bpe_tied, the slowest learner
 
 
-def command(name, *args, ranks=0):
-    """The command line that runs one of the project's scripts, with `ranks` under torchrun."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}", "--"] if ranks else []
+def command(name, *args, ranks=0, options=("--standalone",)):
+    """The command line that runs one of the project's scripts, with `ranks` under torchrun, which
+    takes the options."""
+    launcher = []
+    if ranks:
+        launcher = ["-m", "torch.distributed.run", *options, f"--nproc_per_node={ranks}"]
     return [sys.executable, *launcher, str(ROOT / name), *map(str, args)]
 
 
 def script(name, *args, cwd, ranks=0, status=0, input=None, **env):
     """Run a script in its own process and check its exit status."""
-    done = subprocess.run(command(name, *args, ranks=ranks), cwd=cwd, env=os.environ | env, capture_output=True, text=True,
-                          timeout=600, input=input)
-    assert done.returncode == status, f"exit status {done.returncode}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+    done = subprocess.run(command(name, *args, ranks=ranks), cwd=cwd, env=os.environ | env,
+                          capture_output=True, text=True, timeout=600, input=input)
+    said = f"exit status {done.returncode}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+    assert done.returncode == status, said
     return done
 
 
@@ -58,26 +69,35 @@ def error_line(stderr):
 
 
 def tree(folder):
-    """Everything below a folder: {path: (size, time of change)}, a folder's being None."""
-    return {str(p): (p.stat().st_size, p.stat().st_mtime_ns) if p.is_file() else None for p in Path(folder).rglob("*")}
+    """Everything below a folder: {path: (size, time of change)}, a folder's being None. Without
+    locks, and what a look at prepared data leaves beside it."""
+    found = {}
+    for path in Path(folder).rglob("*"):
+        if path.name in ("lock", "verified.json"):
+            continue
+        stat = path.stat()
+        found[str(path)] = (stat.st_size, stat.st_mtime_ns) if path.is_file() else None
+    return found
 
 
 @pytest.fixture
 def call(monkeypatch):
-    """call(main, *argv, cwd=...): a script's main in this process, as `python script.py argv` in `cwd`.
-    Returns its exit status."""
+    """call(main, *argv, cwd=...): a script's main in this process, as `python script.py argv` in
+    `cwd`. Returns its exit status."""
     def call(main, *argv, cwd):
         monkeypatch.chdir(cwd)
         monkeypatch.setattr(sys, "argv", [f"{main.__module__}.py", *map(str, argv)])
-        with pytest.raises(SystemExit) as end:
+        try:
             run(main)
-        return end.value.code or 0
+        except SystemExit as end:  # it does not outlive this line, nor what main held open
+            return end.code or 0
     return call
 
 
 @pytest.fixture
 def refuse(call, capsys):
-    """refuse(main, *argv, cwd=...): exit status 2, one line on standard error, nothing written. Returns the line."""
+    """refuse(main, *argv, cwd=...): exit status 2, one line on standard error, nothing written.
+    Returns the line."""
     def refuse(main, *argv, cwd):
         before = tree(cwd)
         capsys.readouterr()
@@ -87,11 +107,21 @@ def refuse(call, capsys):
     return refuse
 
 
+def docstrings_of(path):
+    """The docstrings of a Python file."""
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    nodes = [n for n in ast.walk(ast.parse(path.read_bytes())) if isinstance(n, documented)]
+    return [text for text in map(ast.get_docstring, nodes) if text]
+
+
 @pytest.fixture(scope="session")
 def docs():
-    """The 600 docstrings of the standard library's email and asyncio packages: real text, 150 kB."""
-    paths = [path for package in (asyncio, email) for path in sorted(Path(package.__file__).parent.glob("*.py"))]
-    return list(dict.fromkeys(text for path in paths for text in prepare.file_docstrings(path)))
+    """The 600 docstrings of Python's email and asyncio packages: real text, 150 kB."""
+    texts = []
+    for package in (asyncio, email):
+        for path in sorted(Path(package.__file__).parent.glob("*.py")):
+            texts += docstrings_of(path)
+    return list(dict.fromkeys(texts))
 
 
 @pytest.fixture(scope="session")
@@ -110,7 +140,7 @@ def gpt2():
 
 @pytest.fixture(params=["bpe", "gpt2"])
 def tok(request):
-    """Every claim about a tokenizer holds for a trained BPE and, where it is available, for GPT-2's."""
+    """Every claim about a tokenizer holds for a trained BPE and, where it is to be had, GPT-2's."""
     return request.getfixturevalue(request.param)
 
 
@@ -118,8 +148,10 @@ def tok(request):
 def small_data(tmp_path_factory, docs):
     """A folder with data/small, made by the real prepare.py from the small corpus."""
     folder = tmp_path_factory.mktemp("small")
-    (folder / "docs.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in docs))
-    script("prepare.py", "text", "docs.jsonl", "--name=small", "--tokenizer=bpe:512", "--val_fraction=0.1", cwd=folder)
+    lines = [json.dumps({"text": text}) + "\n" for text in docs]
+    (folder / "docs.jsonl").write_text("".join(lines))
+    script("prepare.py", "text", "docs.jsonl", "--name=small", "--tokenizer=bpe:512",
+           "--val_fraction=0.1", cwd=folder)
     return folder
 
 
@@ -130,7 +162,8 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="session", autouse=True)
 def ahead(request, tmp_path_factory):
-    """What takes long to make is begun at once, beside the tests that do not need it: {fixture: Future}."""
+    """What takes long to make is begun at once, beside the tests that do not need it:
+    {fixture: Future}."""
     needed = {name for item in request.session.items for name in item.fixturenames}
     folder = tmp_path_factory.mktemp("docstrings")
     work = {"docstrings": make_docstrings, "runs": make_runs}
@@ -155,15 +188,16 @@ def data_dir(docstrings):
 
 
 def make_runs(docstrings):
-    jobs = {arm: ([f"configs/{arm}.py", *SHORT], 0) for arm in ARMS}
+    jobs = {arm: ([f"config/{arm}.py", *SHORT], 0)
+            for arm in ("bpe_tied", "kron", "binary", "affine", "random")}
     jobs["bpe_tied"][0].append(f"--max_steps={LONG}")
-    jobs["seed2"] = ["configs/binary.py", *SHORT, "--seed=2", "--max_steps=5"], 0
-    jobs["ranks2"] = ["configs/kron.py", *SHORT, "--batch_size=2", "--gradient_accumulation_steps=4"], 2
+    jobs["seed2"] = ["config/binary.py", *SHORT, "--seed=2", "--max_steps=5"], 0
+    jobs["ranks2"] = ["config/kron.py", *SHORT, "--batch_size=2",
+                      "--gradient_accumulation_steps=4"], 2
 
     def job(name):
         argv, ranks = jobs[name]
-        fixed = ["configs/tiny.py", *argv, f"--run={name}"]
-        script("train.py", *fixed, cwd=docstrings, ranks=ranks)
+        script("train.py", "config/tiny.py", *argv, f"--name={name}", cwd=docstrings, ranks=ranks)
         return name, docstrings / "out" / name
     with ThreadPoolExecutor(CORES) as pool:
         return dict(pool.map(job, sorted(jobs, key=lambda name: name != "ranks2")))
@@ -171,8 +205,8 @@ def make_runs(docstrings):
 
 @pytest.fixture(scope="session")
 def runs(docstrings, ahead):
-    """{name: out/NAME} of short real runs on the docstrings: every arm, another seed,
-    and two ranks that accumulate two micro-batches."""
+    """{name: out/NAME} of short real runs on the docstrings: a handful of arms, another seed, and
+    two ranks that accumulate two micro-batches."""
     return ahead["runs"].result()
 
 
@@ -186,7 +220,13 @@ def series(run, key):
     return {r["step"]: r[key] for r in records(run) if key in r}
 
 
+def config_of(*argv):
+    """The config that a command line makes."""
+    return compose(list(argv))[0]
+
+
 def build(arm, tok, *options):
     """A fresh model of an arm's config file: two layers, width 96, block 32, then `options`."""
-    config, _, _ = train.compose([f"configs/{arm}.py", "--n_layer=2", "--n_head=3", "--n_embd=96", "--block_size=32", *options])
+    config = config_of(f"configs/{arm}.py", "--n_layer=2", "--n_head=3", "--n_embd=96",
+                       "--block_size=32", *options)
     return build_model(vars(config), tok)

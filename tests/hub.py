@@ -1,11 +1,14 @@
-"""A small dataset Hub on loopback: what the real `datasets` client asks for when it streams parquet files, and faults on demand.
+"""A small Hub on loopback: what the real clients ask for when they stream a dataset's files or
+fetch a tokenizer, and faults on demand.
 
-    with Hub({("HuggingFaceFW/fineweb-edu", "sample-10BT"): folder}) as hub:  # folder: *.parquet
+    with Hub({("HuggingFaceFW/fineweb-edu", "sample-10BT"): folder}) as hub:
         script("prepare.py", "fineweb-edu", ..., **hub.env(home))
         hub.reads  # [(shard, first byte, last byte, fault), ...] that were asked for
 
-`hub.faults[shard]` is a list of what happens to the next requests for the bytes of that shard, one each: a number is a delay in
-seconds, "busy" an answer 503, "cut" a connection that closes in the midst of it. `hub.down = True` closes every one unanswered.
+`hub.faults[shard]` is a list of what happens to the next requests for the bytes of that shard, one
+each (`hub.faults["api"]`: to those for the dataset itself): a number is a delay in seconds, "busy"
+an answer 503, "cut" a connection that closes in the midst of it, "garbage" other bytes, "html" a
+page that says 200. `hub.down = True` closes every one unanswered.
 """
 import hashlib
 import json
@@ -17,22 +20,34 @@ from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
 REVISION = "5" * 40
+PAGE = b"<!DOCTYPE html><html><body>Please sign in to this network.</body></html>"
 
 
 class Hub:
-    def __init__(self, datasets):
-        """`datasets`: {(repo, config): folder of parquet files}; their names on the Hub are config/NAME."""
+    def __init__(self, datasets, models=None):
+        """`datasets`: {(repo, config): folder of files}, whose names on the Hub are config/NAME; a
+        name before the first dot that is a split's ("validation") goes there, others to train.
+        `models`: {repo: {file: bytes}}."""
         self.repos, self.faults, self.reads, self.down = {}, {}, [], False
         for (repo, config), folder in datasets.items():
-            card = f"---\nconfigs:\n- config_name: {config}\n  data_files:\n  - split: train\n    path: {config}/*\n---\n"
-            self.repos[repo] = {"README.md": card.encode()} | {f"{config}/{p.name}": p
-                                                               for p in sorted(Path(folder).glob("*.parquet"))}
+            files = {f"{config}/{p.name}": p for p in sorted(Path(folder).iterdir())}
+            splits = {"train": [p for p in files if "/validation" not in p],
+                      "validation": [p for p in files if "/validation" in p]}
+            card = f"---\nconfigs:\n- config_name: {config}\n  data_files:\n"
+            for split, paths in splits.items():
+                if paths:
+                    card += f"  - split: {split}\n    path:\n"
+                    card += "".join(f"    - {path}\n" for path in paths)
+            self.repos[repo] = {"README.md": f"{card}---\n".encode()} | files
+        self.models = models or {}
 
     def __enter__(self):
-        hub = self
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (Handler,), {"hub": hub}))
-        self.server.daemon_threads, self.server.handle_error = True, lambda *_: None  # clients are killed in the midst
-        threading.Thread(target=self.server.serve_forever, args=(0.05,), daemon=True).start()
+        handler = type("Handler", (Handler,), {"hub": self})
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        self.server.daemon_threads = True
+        self.server.handle_error = lambda *_: None  # clients are killed in the midst
+        serve = threading.Thread(target=self.server.serve_forever, args=(0.05,), daemon=True)
+        serve.start()
         return self
 
     def __exit__(self, *error):
@@ -42,19 +57,21 @@ class Hub:
     def env(self, home):
         """The environment in which the client asks this Hub and nobody else, with an own cache."""
         no_proxy = {key: "127.0.0.1" for key in ("NO_PROXY", "no_proxy")}
-        return {"HF_ENDPOINT": f"http://127.0.0.1:{self.server.server_port}", "HF_HUB_DISABLE_XET": "1",
-                "HF_HOME": str(home)} | no_proxy
+        return {"HF_ENDPOINT": f"http://127.0.0.1:{self.server.server_port}",
+                "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(home)} | no_proxy
 
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+
     def log_message(self, *args):
         pass
 
     def answer(self, body, status=200, **headers):
         """One answer with its length; to HEAD without the body."""
         self.send_response(status)
-        for key, value in ({"Content-Length": len(body), "X-Repo-Commit": REVISION} | headers).items():
+        headers = {"Content-Length": len(body), "X-Repo-Commit": REVISION} | headers
+        for key, value in headers.items():
             self.send_header(key.replace("_", "-"), str(value))
         self.end_headers()
         if self.command != "HEAD":
@@ -62,17 +79,23 @@ class Handler(BaseHTTPRequestHandler):
 
     def entries(self, files, paths):
         """What the Hub says of files and folders."""
-        return [{"type": "file", "path": p, "oid": hashlib.sha1(p.encode()).hexdigest(), "size": size(files[p])}
-                if p in files else {"type": "directory", "path": p, "oid": REVISION, "size": 0} for p in paths]
+        return [{"type": "file", "path": p, "oid": hashlib.sha1(p.encode()).hexdigest(),
+                 "size": size(files[p])} if p in files else
+                {"type": "directory", "path": p, "oid": REVISION, "size": 0} for p in paths]
 
     def route(self):
-        """(files of the dataset, the rest of the path) for /api/datasets/REPO/... or /datasets/REPO/...;
-        (None, "") for other paths."""
+        """(files of a repository, the rest of the path) for /api/datasets/REPO/...,
+        /datasets/REPO/... or /MODEL/...; (None, "") for other paths."""
         path = unquote(urlsplit(self.path).path)
-        for repo, files in self.hub.repos.items():
-            if found := re.fullmatch(rf"(?:/api)?/datasets/{repo}(/.*)?", path):
-                return files, found[1] or ""
+        for prefix, repos in (("datasets/", self.hub.repos), ("", self.hub.models)):
+            for repo, files in repos.items():
+                if found := re.fullmatch(rf"(?:/api)?/{prefix}{repo}(/.*)?", path):
+                    return files, found[1] or ""
         return None, ""
+
+    def fault_of(self, name):
+        """The next fault of a shard, or of "api"."""
+        return self.hub.faults[name].pop(0) if self.hub.faults.get(name) else None
 
     def do_POST(self):
         body = self.rfile.read(int(self.headers.get("Content-Length", 0))).decode()
@@ -82,7 +105,8 @@ class Handler(BaseHTTPRequestHandler):
             return
         is_json = "json" in self.headers.get("Content-Type", "")
         asked = json.loads(body)["paths"] if is_json else parse_qs(body).get("paths", [])
-        self.answer(json.dumps(self.entries(files, [p for p in asked if p in files])).encode(), Content_Type="application/json")
+        there = self.entries(files, [p for p in asked if p in files])
+        self.answer(json.dumps(there).encode(), Content_Type="application/json")
 
     def do_HEAD(self):
         self.do_GET()
@@ -99,11 +123,17 @@ class Handler(BaseHTTPRequestHandler):
             inside = [p for p in [*folders, *files] if p.startswith(folder)]
             if "recursive=true" not in self.path.lower():
                 inside = [p for p in inside if "/" not in p[len(folder):]]
-            self.answer(json.dumps(self.entries(files, inside)).encode(), Content_Type="application/json")
+            listed = json.dumps(self.entries(files, inside)).encode()
+            self.answer(listed, Content_Type="application/json")
+        elif rest == "/revision/none":
+            self.answer(b"{}", 404, X_Error_Code="RevisionNotFound")
         elif rest == "" or rest.startswith("/revision/"):
-            about = {"_id": "1", "id": "x/y", "sha": REVISION, "private": False, "gated": False, "disabled": False, "tags": [],
-                     "downloads": 0, "likes": 0,
-                     "lastModified": "2026-01-01T00:00:00.000Z", "createdAt": "2026-01-01T00:00:00.000Z",
+            if self.fault_of("api") == "html":
+                return self.answer(PAGE, Content_Type="text/html")
+            about = {"_id": "1", "id": "x/y", "sha": REVISION, "private": False, "gated": False,
+                     "disabled": False, "tags": [], "downloads": 0, "likes": 0,
+                     "lastModified": "2026-01-01T00:00:00.000Z",
+                     "createdAt": "2026-01-01T00:00:00.000Z",
                      "siblings": [{"rfilename": p} for p in files]}
             self.answer(json.dumps(about).encode(), Content_Type="application/json")
         elif (found := re.fullmatch(r"/resolve/[^/]+/(.+)", rest)) and found[1] in files:
@@ -117,15 +147,18 @@ class Handler(BaseHTTPRequestHandler):
         first, last, status = 0, total - 1, 200
         if asked := re.fullmatch(r"bytes=(\d*)-(\d*)", self.headers.get("Range", "")):
             status = 206
-            first, last = ((int(asked[1]), min(int(asked[2] or total), total - 1)) if asked[1] else
-                           (total - int(asked[2]), total - 1))
+            if asked[1]:
+                first, last = int(asked[1]), min(int(asked[2] or total), total - 1)
+            else:
+                first = total - int(asked[2])
         fault = None
         if isinstance(content, Path) and self.command == "GET":
-            if self.hub.faults.get(content.name):
-                fault = self.hub.faults[content.name].pop(0)
+            fault = self.fault_of(content.name)
             self.hub.reads.append((content.name, first, last, fault))
         if fault == "busy":
             return self.answer(b"{}", 503)
+        if fault == "html":
+            return self.answer(PAGE, Content_Type="text/html")
         if isinstance(fault, (int, float)):
             time.sleep(fault)
         if isinstance(content, Path):
@@ -134,8 +167,11 @@ class Handler(BaseHTTPRequestHandler):
                 body = file.read(last - first + 1)
         else:
             body = content[first:last + 1]
+        if fault == "garbage":
+            body = b"\xff" * len(body)
         headers = {"ETag": f'"{hashlib.sha1(path.encode()).hexdigest()}"', "Accept-Ranges": "bytes"}
-        headers |= {"Content-Range": f"bytes {first}-{last}/{total}"} if status == 206 else {}
+        if status == 206:
+            headers["Content-Range"] = f"bytes {first}-{last}/{total}"
         if fault == "cut":
             self.send_response(status)
             for key, value in (headers | {"Content-Length": len(body)}).items():

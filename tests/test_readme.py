@@ -1,22 +1,168 @@
-"""What the README says of the code."""
+"""What README.md and runs/README.md say is so: files, numbers, commands, the diff that adds an
+arm."""
+import doctest
+import glob
+import os
 import re
+import shlex
+import shutil
+import subprocess
+import sys
 
-from conftest import ROOT
+import matplotlib.image
+import pytest
+import torch
+
+import compare
+import model
+import probe
+import rivals
+import sample
+import train
+from conftest import ROOT, SHORT, script
+from lib import show
+from test_recipes import clone
 
 README = (ROOT / "README.md").read_text()
+PAGES = {name: (ROOT / name).read_text()
+         for name in ("README.md", "runs/README.md", "results/faults.md")}
+FOLDERS = "configs|lib|probes|prompts|runs|results|tests"
 
 
-def test_lines_of_code():
-    """The reading list names every script at the top, with its length to within five lines."""
-    said = {name: int(lines) for name, lines in re.findall(r"^\| `(\w+\.py)` \| (\d+) \|", README, re.M)}
-    there = {path.name: len(path.read_text().splitlines()) for path in ROOT.glob("*.py")}
-    assert said.keys() == there.keys() and all(abs(said[name] - there[name]) <= 5 for name in there), there
+def blocks(page, language):
+    """The fenced blocks of a language."""
+    return re.findall(rf"^```{language}\n(.*?)^```", page, re.M | re.S)
 
 
-def test_what_it_names_is_there():
-    """Scripts, configs, results, pictures and tests that the README names exist."""
-    named = set(re.findall(r"\b(?:configs|runs|results|tests)/[\w./-]+\.\w+", README)) - {"configs/yours.py"}
-    assert len(named) > 10 and not [path for path in named if not (ROOT / path).exists()]
+def commands(page):
+    """The command lines of the indented blocks, without their comments, continued lines joined."""
+    lines = re.findall(r"^    (\S.*)$", re.sub(r" *\\\n *", " ", page), re.M)
+    return [re.sub(r" +# .*", "", line) for line in lines]
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_what_it_names_is_there(name):
+    """Scripts, configs, results, pictures and tests that a page names or links to exist."""
+    page = PAGES[name]
+    named = set(re.findall(rf"\b(?:{FOLDERS})/[\w./-]+\.\w+", page)) - {"configs/bytes_anywhere.py"}
+    named |= {f"{script}.py" for script in re.findall(r"\bpython (\w+)\.py", page)}
+    missing = [path for path in named if not (ROOT / path).exists()]
+    folder = (ROOT / name).parent
+    for link in re.findall(r"\]\((?!https?:)([^)]+)\)", page):
+        if not (folder / link).exists():
+            missing.append(link)
+    assert len(named) >= 2 and not missing
+
+
+def test_every_recipe_is_in_the_list():
+    there = {path.name for path in (ROOT / "runs").glob("*.sh")}
+    assert there == set(re.findall(r"(\w+\.sh)", PAGES["runs/README.md"]))
+
+
+def test_every_promise_of_the_fault_table_is_a_test():
     tests = "".join(path.read_text() for path in (ROOT / "tests").glob("*.py"))
-    rows = re.findall(r"^\| [^|]+\| [^|]+\| ((?:`\w+`(?:, )?)+) \|$", README[README.index("## Faults"):], re.M)
-    assert len(rows) > 10 and not [name for row in rows for name in re.findall(r"\w+", row) if name not in tests]
+    cells = re.findall(r"^\| [^|]+\| [^|]+\| ((?:`\w+`(?:, )?)+) \|$", PAGES["results/faults.md"],
+                       re.M)
+    names = re.findall(r"\w+", " ".join(cells))
+    assert len(cells) > 10 and not [name for name in names if name not in tests]
+
+
+def test_the_worked_example_is_so():
+    example, = blocks(README, "python")
+    parsed = doctest.DocTestParser().get_doctest(example, {}, "README", "README.md", 0)
+    result = doctest.DocTestRunner().run(parsed)
+    assert result.attempted >= 5 and result.failed == 0
+
+
+def test_each_planned_contrast_has_a_place_for_its_answer():
+    """<!-- answer:ARM - BASE -->...<!-- /answer -->, in the row of its question."""
+    row = r"^\| (.+) \| (.+) \| <!-- answer:(.+?) -->.+<!-- /answer --> \|$"
+    rows = re.findall(row, README, re.M)
+    planned = [(question, f"{arm} - {base}") for _, arm, base, question in compare.CONTRASTS]
+    assert rows == [(question, contrast, contrast) for question, contrast in planned]
+
+
+def test_the_diff_that_adds_an_arm(small_data, tmp_path, call, monkeypatch):
+    """The lines that README adds are a whole arm: it trains on real text, and its vector is the sum
+    of the rows of the token's bytes, wherever they stand."""
+    diff, = blocks(README, "diff")
+    rows = diff.splitlines()
+    kept = [row[1:] for row in rows if row.startswith(" ") and not row.startswith(" #")]
+    source = (ROOT / "rivals.py").read_text()
+    assert kept and all(row in source for row in kept)  # where the diff says that it goes
+    added = [row[1:] for row in rows if row.startswith("+")]
+    config = [row for row in added if re.match(r"\w+ = ", row)]
+    entry, = (row for row in added if row.startswith('    "bytes_anywhere"'))
+    names = vars(rivals).copy()
+    exec("\n".join(row for row in added if row not in [*config, entry]), names)
+    name, kind = re.match(r' +"(\w+)": (\w+),', entry).groups()
+    monkeypatch.setitem(model.CODES, name, names[kind])
+    shutil.copytree(small_data / "data", tmp_path / "data")
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / f"{name}.py").write_text("\n".join(config))
+    argv = ["configs/tiny.py", f"configs/{name}.py", "--dataset=small", *SHORT, "--max_steps=2"]
+    assert call(train.main, *argv, cwd=tmp_path) == 0
+    run, = (tmp_path / "out").iterdir()
+    (_, trained, tok), = show.load_models([run], "cpu", quiet=True)[0]
+    wte, a = trained.transformer.wte, tok.encode(" a")
+    vector, = wte(torch.tensor(a))
+    by_hand = wte.scale[2] * (wte.weight[32] + wte.weight[97]) + wte.shift[2] * wte.weight.sum(0)
+    assert wte.weight.shape == (256, 96) and len(a) == 1
+    torch.testing.assert_close(vector, by_hand)
+
+
+MAINS = {"codes.py": show.main, "train.py": train.main, "compare.py": compare.main,
+         "probe.py": probe.main, "sample.py": sample.main}
+# what makes a command small: those that begin so get these options too
+SMALL = {"train.py configs/tiny.py": ["--dataset=small", *SHORT, "--max_steps=2"],
+         "train.py configs/kron.py": ["--dry_run=1"], "sample.py": ["--max_new_tokens=3"]}
+# what needs the Hub, GPUs or a cluster, or is this suite; the recipes are run by test_recipes.py
+ELSEWHERE = ("git clone", "source .venv", "export ", "srun ", "python prepare.py fineweb-edu",
+             "python prepare.py text FOLDER",
+             "bash runs/")
+
+
+def test_every_command_runs(small_data, tmp_path, call, capsys):
+    """In one folder, as written, but small; training comes first, since the others need runs."""
+    shutil.copytree(small_data / "data", tmp_path / "data")
+    lines = [line for page in PAGES.values() for line in commands(page)]
+    lines = [line for line in lines if not line.startswith(ELSEWHERE) and "pytest" not in line]
+    lines = [re.sub(r"^torchrun .*?(?=train.py)", "python ", line) for line in lines]
+    assert len(lines) >= 8
+    for line in sorted(lines, key=lambda line: "train.py" not in line):
+        assert line.startswith("python "), line
+        name, *argv = shlex.split(line.removeprefix("python "))
+        for beginning, options in SMALL.items():
+            if line.removeprefix("python ").startswith(beginning):
+                argv += [option for option in options if "dry_run" not in line]
+        os.chdir(tmp_path)
+        argv = [path for arg in argv for path in (sorted(glob.glob(arg)) or [arg])]
+        assert call(MAINS[name], *argv, cwd=tmp_path) == 0, line + capsys.readouterr().err
+    assert (tmp_path / "results" / "probe-echo.md").is_file()
+
+
+@pytest.mark.skipif(not (ROOT / "results" / "demo" / "kron.pt").exists(), reason="to come")
+def test_a_fresh_clone_shows_the_echo(tmp_path):
+    """Before anything is trained or prepared, from the checkpoints that the repository carries."""
+    said = script("sample.py", "--max_new_tokens=5", cwd=tmp_path).stdout
+    assert "come with the repository" in said and said.count("(the clean word)") == 4
+    script("codes.py", "--out=codes.png", cwd=tmp_path)
+    drawn, shown = (matplotlib.image.imread(folder / "codes.png")
+                    for folder in (tmp_path, ROOT / "results"))
+    assert (drawn == shown).all()  # the README's picture is what the command draws
+
+
+@pytest.mark.soak
+def test_the_demo(tmp_path):
+    """runs/demo.sh, whole, two steps a run: four arms, a comparison, echoes, what is next."""
+    if not os.path.exists(os.path.join(sys.prefix, "installed.txt")):
+        pytest.skip("needs the .venv that runs/setup.sh makes")
+    folder = tmp_path / "clone"
+    clone(folder)
+    done = subprocess.run(["bash", "runs/demo.sh", *SHORT[:5], "--eval_tokens=1024"], cwd=folder,
+                          env=os.environ | {"STEPS": "2"}, text=True, capture_output=True,
+                          timeout=1200)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
+    for said in ("run 4 of 4: binary", "minutes left", "bpe_untied", "(the clean word)", "next:"):
+        assert said in done.stdout
+    assert (folder / "out" / "demo2.png").stat().st_size > 10_000

@@ -1,0 +1,136 @@
+"""Toy runs in this process or in a fork of it: real text and the real train.py, without the seconds
+that a new process takes to load torch."""
+import os
+import shutil
+import signal
+import socket
+import sys
+import time
+
+import pytest
+import torch._dynamo  # noqa: F401 - the first optimizer would import it, in every fork anew
+
+import train
+from lib.common import run
+
+TOY = ["configs/tiny.py", "configs/kron.py", "--dataset=small", "--name=x", "--n_layer=1",
+       "--n_head=2", "--n_embd=36", "--block_size=16", "--batch_size=4", "--max_steps=6",
+       "--warmup_steps=2", "--eval_interval=3", "--eval_tokens=64", "--log_interval=1",
+       "--device=cpu", "--dtype=float32"]
+
+
+SIGNAL = signal.signal
+
+
+@pytest.fixture
+def folder(small_data, tmp_path, monkeypatch):
+    """A folder with prepared text; training there draws no pictures and leaves Ctrl-C alone."""
+    shutil.copytree(small_data / "data", tmp_path / "data")
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    monkeypatch.setattr(train, "loss_picture", lambda *_: None)
+    return tmp_path
+
+
+class Interruption:
+    """A StopRequest that hears SIGTERM while step number `after` runs."""
+    after = None
+
+    def __init__(self):
+        self.steps = 0
+
+    @property
+    def received(self):
+        self.steps += 1
+        return [signal.SIGTERM] if self.steps >= self.after else []
+
+    def exit_status(self):
+        return 128 + signal.SIGTERM
+
+
+@pytest.fixture
+def train_in(folder, call, monkeypatch):
+    """train_in(*options, after=None): train a toy run there, stopped by a signal in its step number
+    `after`; returns out/x."""
+    def train_in(*options, after=None):
+        with monkeypatch.context() as patch:
+            if after:
+                patch.setattr(Interruption, "after", after)
+                patch.setattr(train, "StopRequest", Interruption)
+            status = call(train.main, *TOY, *options, cwd=folder)
+        assert status == (143 if after else 0)
+        return folder / "out" / "x"
+    return train_in
+
+
+class Fork:
+    """A fork of this process that runs train.py with `options` in `cwd`; `prepare()` is called in
+    it first. What it prints goes to files in that folder."""
+
+    def __init__(self, *options, cwd, env=(), prepare=None, encoding="utf-8"):
+        self.files = [cwd / f"{name}-{time.monotonic_ns()}" for name in ("stdout", "stderr")]
+        self.pid = os.fork()
+        if self.pid == 0:
+            status = 99
+            try:
+                sys.stdout, sys.stderr = (open(path, "w", 1, encoding) for path in self.files)
+                os.chdir(cwd)
+                os.environ.update(env)
+                signal.signal, train.loss_picture = SIGNAL, lambda *_: None
+                sys.argv = ["train.py", *TOY, *options]
+                if prepare:
+                    prepare()
+                run(train.main)
+            except SystemExit as end:
+                status = end.code or 0
+            finally:
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(status)
+
+    def wait(self):
+        """Its exit status, negative if a signal ended it; its files are read and deleted."""
+        if self.pid:
+            _, status = os.waitpid(self.pid, 0)
+            self.pid, self.status = None, os.waitstatus_to_exitcode(status)
+            self.out, self.err = (path.read_bytes().decode(errors="replace")
+                                  for path in self.files)
+            for path in self.files:
+                path.unlink()
+        return self.status
+
+    def wait_for(self, text, seconds=60):
+        """Wait until it has printed `text`."""
+        end = time.monotonic() + seconds
+        while not self.files[0].exists() or text not in self.files[0].read_text(errors="replace"):
+            assert time.monotonic() < end, self.files[1].read_text(errors="replace")
+            time.sleep(0.01)
+
+
+def stopping_after(step):
+    """For a Fork's `prepare`: a signal is heard in step number `step`."""
+    def prepare():
+        Interruption.after, train.StopRequest = step, Interruption
+    return prepare
+
+
+def with_steps_of(seconds):
+    """For a Fork's `prepare`: each step takes so long."""
+    real = train.train_step
+
+    def prepare():
+        def train_step(*args):
+            time.sleep(seconds)
+            return real(*args)
+        train.train_step = train_step
+    return prepare
+
+
+def ranks(cwds, *options, envs=({}, {}), **kwargs):
+    """One rank in each of `cwds`, as on as many machines: their Forks."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    world = {"WORLD_SIZE": str(len(cwds)), "LOCAL_WORLD_SIZE": "1", "LOCAL_RANK": "0",
+             "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    return [Fork(*options, cwd=cwd, env=world | {"RANK": str(rank)} | env, **kwargs)
+            for rank, (cwd, env) in enumerate(zip(cwds, envs))]
