@@ -164,7 +164,7 @@ def main():
         data.verify(again=folder.fresh or flags["verify"])
     machine = describe_machine(place.device, place.world)
     place.refuse_differences({"step": step, "fresh": folder.fresh, "data": data.sha256,
-                              "code": machine["code_hash"]} | asdict(config))
+                              "code_hash": machine["code_hash"]} | asdict(config))
     forward = torch.compile(model) if config.compile == "True" else model
 
     sequences = config.batch_size * config.gradient_accumulation_steps
@@ -180,15 +180,13 @@ def main():
               f"head), {tokens_per_step:,} tokens per step, {epochs:.2f} epochs, {config.dtype} on "
               f"{place.device}")
     if step >= config.max_steps:
-        place.say(f"{folder.path} is finished: step {step} of {config.max_steps}; "
-                  "--overwrite starts over")
+        place.say(f"{folder.path} is finished at step {step}; --overwrite starts over")
     advice = f"lower learning_rate or raise warmup_steps; {folder.path} keeps the last good state"
     stop = StopRequest()
     stopping, validation_due = False, folder.fresh  # a fresh run is validated before it learns
     start = logged_at = time.perf_counter()
-    first = logged = step
-    norms = []  # gradient norms since the last line
-    validated, clipped = step, 0  # the last validation, and steps clipped since
+    first = logged = validated = step
+    norms, clipped = [], 0  # gradient norms since the last line, steps clipped since a validation
     watch = InputWatch(model, data, validation_blocks(data, config), place.device)
 
     while True:
@@ -249,8 +247,7 @@ def main():
             save_evaluation(folder.path / "eval.npz", scores)
     leave_ranks()
     if step < config.max_steps:
-        place.say(f"stopped at step {step}, saved to {folder.path}/ckpt.pt; the same command again "
-                  "continues from there")
+        place.say(f"stopped at step {step}, which is saved; the same command again continues")
         return stop.exit_status()
 
 

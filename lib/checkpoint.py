@@ -185,7 +185,7 @@ class RunFolder:
         self.links = True  # whether the file system has hard links, as far as is known
         for folder in (self.path.parent, self.path):
             if folder.exists() and not folder.is_dir():
-                raise InputError(f"{folder} is there, and no folder")
+                raise InputError(f"{folder} exists and is no folder")
         if self.path.is_dir():
             self.lock()  # before anything is read
         # started again, it goes on with what its first start made of --overwrite

@@ -28,6 +28,7 @@ import torch
 import prepare
 import train
 from conftest import ROOT, SHORT, command, error_line, records, series
+from lib import machine
 from lib.checkpoint import (RunFolder, fingerprint, load_checkpoint, load_model,
                             save_checkpoint)
 from lib.common import InputError
@@ -771,35 +772,45 @@ def two_folders(half, tmp_path):
 
 def test_ranks_refuse_other_data_under_the_same_name(two_folders, call):
     for name, fraction in zip("ab", ("0.1", "0.2")):
-        machine = two_folders["ab".index(name)]
-        (machine / "a.txt").write_text("\n\n".join(f"{i} {'so it is ' * 40}" for i in range(200)))
+        there = two_folders["ab".index(name)]
+        (there / "a.txt").write_text("\n\n".join(f"{i} {'so it is ' * 40}" for i in range(200)))
         assert call(prepare.main, "text", "a.txt", "--name=own", "--tokenizer=bpe:300",
-                    f"--val_fraction={fraction}", cwd=machine) == 0
+                    f"--val_fraction={fraction}", cwd=there) == 0
     runs = ranks(two_folders, "--dataset=own", "--name=y")
     assert "data is {" in refused_together(runs)
-    assert not any((machine / "out" / "y").exists() for machine in two_folders)
+    assert not any((there / "out" / "y").exists() for there in two_folders)
 
 
-def test_ranks_refuse_checkpoints_of_different_steps(two_folders, call, monkeypatch):
+def test_ranks_refuse_checkpoints_of_different_steps(two_folders):
     """One machine has a later checkpoint than the other, or one has none at all."""
     out = two_folders[1] / "out" / "x"
     checkpoint = load_checkpoint(out)
     save_checkpoint(out / "ckpt.pt", checkpoint | {"step": 3})
-    before = [fingerprint(load_checkpoint(machine / "out" / "x")) for machine in two_folders]
+    before = fingerprint(load_checkpoint(two_folders[0] / "out" / "x"))
     assert "step is 4 on rank 0" in refused_together(ranks(two_folders))
     shutil.rmtree(two_folders[1] / "out")
     assert "and 0 on rank 1" in refused_together(ranks(two_folders))
-    assert fingerprint(load_checkpoint(two_folders[0] / "out" / "x")) == before[0]
+    assert fingerprint(load_checkpoint(two_folders[0] / "out" / "x")) == before
     assert not (two_folders[1] / "out").exists()
 
 
-def test_ranks_refuse_other_options(folder):
-    """As where two machines were given different commands."""
+def other_options():
+    sys.argv.append("--learning_rate=0.5")
+
+
+def other_code():
+    machine.code_hash = lambda: "another"
+
+
+@pytest.mark.parametrize("change, says", [
+    (other_options, "learning_rate is 0.001 on rank 0 .* and 0.5 on rank 1"),
+    (other_code, "code_hash is .* on rank 0 .* and another on rank 1")])
+def test_ranks_refuse_other_options_and_other_code(folder, change, says):
+    """As where two machines were given different commands, or have different checkouts."""
     def prepare():
         if os.environ["RANK"] == "1":
-            sys.argv.append("--learning_rate=0.5")
-    line = refused_together(ranks([folder, folder], prepare=prepare))
-    assert "learning_rate is 0.001 on rank 0" in line and "and 0.5 on rank 1" in line
+            change()
+    assert re.search(says, refused_together(ranks([folder, folder], prepare=prepare)))
     assert not (folder / "out").exists()
 
 
