@@ -85,7 +85,7 @@ def score_validation(model, data, config, place):
         some = mine[i:i + together]
         x, y = to_device(np.stack([tokens[s:s + T + 1] for s in some]), place.device)
         with autocast(place.device, config.dtype):
-            scored = model(x, y, per_token=True).double().cpu()  # (B, T)
+            scored = model(x, y, per_token=True).cpu().double()  # (B, T)
         for start, row in zip(some, scored):
             first = start if start % T == 0 else n - n % T
             nats[first:start + T] = row[first - start:]
