@@ -32,6 +32,7 @@ from lib.machine import (StopRequest, autocast, describe_machine, failures_in_on
                          slow_step, this_place, world_size)
 from lib.report import loss_picture
 from lib.sampling import one_line_sample
+from lib.tokenizer import code_lines
 
 
 def learning_rate(step, config):
@@ -179,6 +180,8 @@ def main():
               f"which {counts['in_use']:,} in use, {counts['body']:,} body, {counts['head']:,} "
               f"head), {tokens_per_step:,} tokens per step, {epochs:.2f} epochs, {config.dtype} on "
               f"{place.device}")
+    if hasattr(model.transformer.wte, "pos_dim"):  # what lies beyond P bytes is not seen
+        place.say("\n".join(code_lines(data.tokenizer, (config.pos_dim,))))
     if step >= config.max_steps:
         place.say(f"{folder.path} is finished at step {step}; --overwrite starts over")
     advice = f"lower learning_rate or raise warmup_steps; {folder.path} keeps the last good state"

@@ -43,14 +43,18 @@ def find_echoes(text, word):
     return found
 
 
-def continuations(model, tok, ids, samples):
+def continuations(model, tok, ids, samples, word=""):
     """Continue ids (1, T) `samples` times with the paper's sampler and seed -> list of str, each up
-    to <|endoftext|>."""
+    to <|endoftext|>. `word`: what the slot stands for, which a coded head can say."""
     generator = torch.Generator(ids.device).manual_seed(42)
     steps = generate(model, ids.repeat(samples, 1), generator=generator, **SAMPLER)
     texts = []
     for row in torch.stack(list(steps), 1).tolist():  # (samples, 30)
-        texts.append(tok.decode(list(itertools.takewhile(lambda id: id != tok.eot, row))))
+        said = itertools.takewhile(lambda id: id != tok.eot, row)
+        text = ""
+        for is_slot, some in itertools.groupby(said, lambda id: id == model.slot):
+            text += f" {word}" * len(list(some)) if is_slot else tok.decode(list(some))
+        texts.append(text)
     return texts
 
 
@@ -109,7 +113,7 @@ def main(args):
             if model.transformer.wte.reads_bytes or not one_slot:
                 prompt = row["prompt"].replace("{}", word)
                 ids = prompt_ids(model, tok, prompt, word if one_slot else None)
-                texts = continuations(model, tok, ids, args.samples)
+                texts = continuations(model, tok, ids, args.samples, word)
                 samples = [{"text": text, "echoes": find_echoes(text, word)} for text in texts]
                 records.append({"kind": kind, "prompt": row["prompt"], "word": word,
                                 "samples": samples})

@@ -414,10 +414,21 @@ def test_continuations_repeat_and_end_with_the_document(made):
     assert generation.continuations(model, tok, ids, 2) == ["", ""]
 
 
+def test_a_slot_that_is_said_is_its_word(made, monkeypatch):
+    """A coded head may choose the slot, which the tokenizer does not know."""
+    model, tok, _ = load_model(made["kron", 1])
+    model.slot = tok.vocab_size
+    said = [*tok.encode("the"), model.slot, *tok.encode(" end"), tok.eot, model.slot]
+    steps = torch.tensor(said).unsqueeze(1)  # one id a step
+    monkeypatch.setattr(generation, "generate", lambda *_, **how: iter(steps))
+    ids = torch.tensor([tok.encode("The")])
+    assert generation.continuations(model, tok, ids, 1, "zorblat") == ["the zorblat end"]
+
+
 def test_echo_rates_and_forced_bytes(made, tmp_path, call, monkeypatch, capsys):
     """A reader that says the bytes of the free slot again, where the prompt has it: only kron's
     prompts in one slot echo."""
-    def parrot(model, tok, ids, samples):
+    def parrot(model, tok, ids, samples, word=""):
         slot = model.config.vocab_size
         if slot not in ids[0].tolist():
             return [" nothing"] * samples
