@@ -115,7 +115,7 @@ class BinaryEmbedding(FixedCode):
         self.reset_parameters()
 
     def prepare(self):
-        """What `code` needs besides the bits: nothing."""
+        """Make what `code` needs besides the bits, before it is first called: here nothing."""
 
     @torch.no_grad()
     def reset_parameters(self, seed=0, name=""):

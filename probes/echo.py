@@ -16,6 +16,7 @@ KINDS = {"clean": "typo", "typo": "clean", "novel": "clean"}  # w: w'
 
 
 def add_arguments(parser):
+    """The options that only this probe has."""
     parser.add_argument("runs", nargs="+", metavar="RUN", help="like out/tiny-kron-s1")
     parser.add_argument("--prompts", default=PROMPTS / "echo.tsv",
                         help=".tsv or .jsonl of template (with {} twice), clean, typo, novel")

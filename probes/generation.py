@@ -21,6 +21,7 @@ PUBLISHED = ("Published (2605.29459): no rate; the claim is that Kronecker says 
 
 
 def add_arguments(parser):
+    """The options that only this probe has."""
     parser.add_argument("runs", nargs="+", metavar="RUN", help="like out/tiny-kron-s1")
     parser.add_argument("--prompts", default=PROMPTS / "generation.tsv",
                         help=".tsv or .jsonl of prompt (with {} once), normal, typo, novel")

@@ -30,6 +30,7 @@ PUBLISHED = (
 
 
 def add_arguments(parser):
+    """The options that only this probe has."""
     parser.add_argument("--words", default="run,compute,nation,return,value,water,Monday,science",
                         help="comma-separated")
     parser.add_argument("--families", default=PROMPTS / "families.tsv",

@@ -17,6 +17,7 @@ PUBLISHED = {("E_raw", "bpe_tied"): "0.90 / 0.30 / 0.28", ("E_raw", "kron"): "0.
 
 
 def add_arguments(parser):
+    """The options that only this probe has."""
     parser.add_argument("runs", nargs="+", metavar="RUN", help="like out/tiny-kron-s1")
     parser.add_argument("--families", default=PROMPTS / "families.tsv",
                         help="word families: .tsv or .jsonl of family, root, word")

@@ -12,6 +12,7 @@ PUBLISHED = ("Published (2605.29459): the learned table's mean row norm drifts i
 
 
 def add_arguments(parser):
+    """The options that only this probe has."""
     parser.add_argument("runs", nargs="+", metavar="RUN", help="like out/tiny-kron-s1")
 
 

@@ -22,6 +22,7 @@ PUBLISHED = [["published: BPE, tied", 1, "47.3", "0.859", "0.857", "-"],  # arXi
 
 
 def add_arguments(parser):
+    """The options that only this probe has."""
     parser.add_argument("runs", nargs="*", metavar="RUN", help="like out/tiny-kron-s1")
     parser.add_argument("--pairs", default=PROMPTS / "typo_pairs.tsv",
                         help=".tsv, .jsonl, or a results .json")

@@ -17,6 +17,7 @@ LONG = 17  # bytes from which lengths are one group: what the usual P = 16 cuts
 
 
 def add_arguments(parser):
+    """The options that only this probe has."""
     parser.add_argument("runs", nargs="+", metavar="RUN",
                         help="like out/tiny-kron-s1 or results/tiny/tiny-kron-s1")
 
