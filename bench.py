@@ -136,7 +136,7 @@ def published(kron, padded, d, P):
     module = Published(padded, d, pos_dim=P, byte_buffer=kron.bytes[:padded],
                        length_buffer=kron.length[:padded])
     with torch.no_grad():
-        module.projection.weight.copy_(kron.weight.T)
+        module.projection.weight.copy_(kron.W.T)
     return module
 
 

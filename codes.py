@@ -19,6 +19,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
+import lib.tokenizer
 from lib.gf2 import affine_code, draw_affine
 
 
@@ -103,9 +104,9 @@ class BinaryEmbedding(FixedCode):
         self.num_embeddings, self.embedding_dim = num_embeddings, embedding_dim
         self.bits = self.code_width = code_bits(vocab_size)
         self.prepare()
-        self.weight = None
+        self.W = None
         if lift == "linear":
-            self.weight = nn.Parameter(torch.empty(self.bits, embedding_dim))
+            self.W = nn.Parameter(torch.empty(self.bits, embedding_dim))
         codes = self.code(torch.arange(vocab_size, device="cpu"))
         codes = tile(codes, embedding_dim) if lift == "tile" else codes
         self.natural_std = codes.square().mean().sqrt().item() or 1.0  # 0 only where V = 1
@@ -120,16 +121,16 @@ class BinaryEmbedding(FixedCode):
     @torch.no_grad()
     def reset_parameters(self, seed=0, name=""):
         """Draw the initial values: a pure function of (seed, name, shape)."""
-        if self.weight is not None:
-            generator = draw(seed, f"{name}weight", self.weight.shape)
-            self.weight.normal_(0, self.scale * self.bits**-0.5, generator=generator)
+        if self.W is not None:
+            generator = draw(seed, f"{name}weight", self.W.shape)
+            self.W.normal_(0, self.scale * self.bits**-0.5, generator=generator)
 
     def code(self, ids):
         return binary_code(ids, self.bits)
 
     def lift(self, code):
-        if self.weight is not None:
-            return code @ self.weight
+        if self.W is not None:
+            return code @ self.W
         tiled = tile(code, self.embedding_dim)
         return tiled if self.scale == 1 else self.scale * tiled
 
@@ -138,7 +139,7 @@ class BinaryEmbedding(FixedCode):
 
     def params_in_use(self, vocab_size):
         """Every row of W belongs to a bit that some token has."""
-        return 0 if self.weight is None else self.weight.numel()
+        return 0 if self.W is None else self.W.numel()
 
 
 class AffineEmbedding(BinaryEmbedding):
@@ -198,19 +199,33 @@ class KroneckerEmbedding(FixedCode):
     reads_bytes = True
 
     def __init__(self, num_embeddings, embedding_dim, token_bytes, pos_dim=16, form="on_the_fly",
-                 std=None):
+                 std=None, persistent=False):
         super().__init__()
         self.num_embeddings, self.embedding_dim = num_embeddings, embedding_dim
         self.pos_dim, self.std = pos_dim, std or self.natural_std
         self.code_width = self.width()  # D
-        self.weight = nn.Parameter(torch.empty(self.code_width, embedding_dim))
+        self.W = nn.Parameter(torch.empty(self.code_width, embedding_dim))
         scale, shift = self.levels()
         packed, length = pack_bytes(token_bytes, num_embeddings, pos_dim)
         buffers = {"bytes": packed, "length": length, "scale": scale, "shift": shift}
-        for name, value in buffers.items():
-            self.register_buffer(name, value, persistent=False)  # it follows from the tokenizer
+        for name, value in buffers.items():  # in our checkpoints they follow from the tokenizer
+            self.register_buffer(name, value, persistent)
         self.set_form(form)
         self.reset_parameters()
+
+    @classmethod
+    def from_tokenizer(cls, tokenizer, embedding_dim, num_embeddings=None, pos_dim=16, std=None):
+        """What stands for `nn.Embedding(num_embeddings, embedding_dim)` in a model of yours, its
+        codes in your checkpoints; tokenizer: what `lib.tokenizer.token_bytes` takes. No head can
+        be tied to it: W's rows are no tokens'."""
+        spelled = lib.tokenizer.token_bytes(tokenizer)
+        count = num_embeddings or len(spelled)
+        if count < len(spelled):
+            raise ValueError(f"{count} embeddings for a tokenizer of {len(spelled)} ids")
+        return cls(count, embedding_dim, spelled, pos_dim, std=std, persistent=True)
+
+    def extra_repr(self):
+        return f"{self.num_embeddings}, {self.embedding_dim}, pos_dim={self.pos_dim}"
 
     def width(self):
         """D, the width of the code."""
@@ -223,8 +238,8 @@ class KroneckerEmbedding(FixedCode):
     @torch.no_grad()
     def reset_parameters(self, seed=0, name=""):
         """Draw the initial values: a pure function of (seed, name, shape)."""
-        generator = draw(seed, f"{name}weight", self.weight.shape)
-        self.weight.normal_(0, self.std * self.code_width**-0.5, generator=generator)
+        generator = draw(seed, f"{name}weight", self.W.shape)
+        self.W.normal_(0, self.std * self.code_width**-0.5, generator=generator)
 
     def set_bytes(self, id, raw):
         """Give one id other bytes, as for a forced out-of-vocabulary word in a free (padding)
@@ -238,7 +253,8 @@ class KroneckerEmbedding(FixedCode):
     def rows(self, ids):
         """Which rows of W each id sums: (n,) -> (n, P) int64; those from column L on do not
         count."""
-        return self.bytes[ids].long() * self.pos_dim + torch.arange(self.pos_dim, device=ids.device)
+        spelled = self.bytes.index_select(0, ids).long()
+        return spelled * self.pos_dim + torch.arange(self.pos_dim, device=ids.device)
 
     def present(self, ids):
         """Which of the P columns of `rows` count: (n,) -> (n, P) bool."""
@@ -252,7 +268,7 @@ class KroneckerEmbedding(FixedCode):
         return self.scale[L] * kappa + self.shift[L]
 
     def lift(self, code):
-        return code @ self.weight
+        return code @ self.W
 
     def sum_rows(self, ids):
         """sum_i W[row(i)], (n,) -> (n, d). The same sum twice: a CPU wants ragged bags, a compiler
@@ -260,15 +276,15 @@ class KroneckerEmbedding(FixedCode):
         rows, present = self.rows(ids), self.present(ids)
         if torch.compiler.is_compiling():
             # fused: the (n, P, d) product is never in memory
-            return (self.weight[rows] * present.unsqueeze(-1)).sum(-2)
+            return (self.W[rows] * present.unsqueeze(-1)).sum(-2)
         length = self.length[ids].long()
         starts = length.cumsum(0) - length
-        return F.embedding_bag(rows[present], self.weight, starts, mode="sum")
+        return F.embedding_bag(rows[present], self.W, starts, mode="sum")
 
     def vectors(self, ids):
         """e(t) of each id, summed anew for each: (n,) -> (n, d)."""
         L = self.length[ids].long().unsqueeze(-1)
-        return self.scale[L] * self.sum_rows(ids) + self.shift[L] * self.weight.sum(0)
+        return self.scale[L] * self.sum_rows(ids) + self.shift[L] * self.W.sum(0)
 
     def embed(self, ids):
         return once_per_id(self.vectors, ids)
@@ -284,8 +300,8 @@ def once_per_id(vectors, ids):
     (..., d). Compiled, shapes must stand still, and each id is worked out where it stands."""
     if torch.compiler.is_compiling():
         return vectors(ids.flatten()).view(*ids.shape, -1)
-    distinct, where = ids.flatten().unique(return_inverse=True)
-    return F.embedding(where, vectors(distinct)).view(*ids.shape, -1)
+    distinct, where = ids.unique(return_inverse=True)
+    return F.embedding(where, vectors(distinct))
 
 
 # name: class. rivals.py has more.

@@ -155,7 +155,7 @@ class BagCode(FixedCode):
         return self.scale[ids].unsqueeze(-1) * F.embedding_bag(where, codes, begins, mode="sum")
 
     def lift(self, code):
-        return code @ self.weight
+        return code @ self.W
 
     def vectors(self, ids):
         """e(t) of each id, (n,) -> (n, d): a row is lifted once, then summed into its tokens."""
@@ -189,7 +189,7 @@ class TrigramEmbedding(BagCode):
         super().__init__()
         self.num_embeddings, self.embedding_dim = num_embeddings, embedding_dim
         self.code_width, self.std = rows or 4096, std or self.natural_std
-        self.weight = nn.Parameter(torch.empty(self.code_width, embedding_dim))
+        self.W = nn.Parameter(torch.empty(self.code_width, embedding_dim))
         self.fill(token_bytes, form)
         self.reset_parameters()
 
@@ -211,7 +211,7 @@ class TrigramEmbedding(BagCode):
         return F.one_hot(rows, self.code_width).float()
 
     def lift_rows(self, rows):
-        return F.embedding(rows, self.weight)
+        return F.embedding(rows, self.W)
 
     def params_in_use(self, vocab_size):
         """Trained parameters in rows of W that a vocabulary token sums."""
@@ -240,7 +240,7 @@ class PhaseEmbedding(BagCode):
         omega = rng.uniform(-math.pi, math.pi, frequencies)
         self.register_buffer("theta", torch.from_numpy(theta), persistent=False)
         self.register_buffer("omega", torch.from_numpy(omega), persistent=False)
-        self.weight = nn.Parameter(torch.empty(self.code_width, embedding_dim))
+        self.W = nn.Parameter(torch.empty(self.code_width, embedding_dim))
         self.fill(token_bytes, form)
         self.reset_parameters()
 
@@ -264,11 +264,11 @@ class PhaseEmbedding(BagCode):
         return torch.where(norm > 0, self.code_width**0.5 / norm.clamp(min=1e-6), 0.0)
 
     def lift_rows(self, rows):
-        return self.row_codes(rows) @ self.weight
+        return self.row_codes(rows) @ self.W
 
     def params_in_use(self, vocab_size):
         """Every row of W is a frequency, and every token has all of them."""
-        return self.weight.numel()
+        return self.W.numel()
 
 
 # ---- smaller tables ----------------------------------------------------------------------------
@@ -314,33 +314,33 @@ class HashEmbedding(nn.Module):
         super().__init__()
         self.num_embeddings, self.embedding_dim, self.seed = num_embeddings, embedding_dim, seed
         self.std = std or self.natural_std
-        self.weight = nn.Parameter(torch.empty(rows or 4096, embedding_dim))
+        self.W = nn.Parameter(torch.empty(rows or 4096, embedding_dim))
         self.importance = nn.Parameter(torch.empty(num_embeddings, 2))
         self.reset_parameters()
 
     @torch.no_grad()
     def reset_parameters(self, seed=0, name=""):
         """Draw the initial values: a pure function of (seed, name, shape)."""
-        generator = draw(seed, f"{name}weight", self.weight.shape)
-        self.weight.normal_(0, self.std, generator=generator)
+        generator = draw(seed, f"{name}weight", self.W.shape)
+        self.W.normal_(0, self.std, generator=generator)
         self.importance.fill_(0.5**0.5)
 
     def rows(self, ids):
         """Which two rows of W each id sums: (n,) -> (n, 2) int64."""
         k = torch.arange(2, device=ids.device)
         of_hash = hash32(hash32(torch.full_like(k, self.seed)) + k)
-        return hash32(of_hash + hash32(ids).unsqueeze(-1)) % len(self.weight)
+        return hash32(of_hash + hash32(ids).unsqueeze(-1)) % len(self.W)
 
     def vectors(self, ids):
         weights = F.embedding(ids, self.importance).unsqueeze(-1)  # (n, 2, 1)
-        return (weights * F.embedding(self.rows(ids), self.weight)).sum(-2)
+        return (weights * F.embedding(self.rows(ids), self.W)).sum(-2)
 
     def forward(self, ids):
         return once_per_id(self.vectors, ids)
 
     def params_in_use(self, vocab_size):
         """Trained parameters in rows that a vocabulary token touches, and its two weights."""
-        ids = torch.arange(vocab_size, device=self.weight.device)
+        ids = torch.arange(vocab_size, device=self.W.device)
         return len(self.rows(ids).unique()) * self.embedding_dim + 2 * vocab_size
 
 

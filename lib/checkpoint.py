@@ -109,6 +109,13 @@ def build_model(config, tok, initialise=True):
     return model
 
 
+def load_weights(model, weights):
+    """`load_state_dict`, also of checkpoints in which a lift's matrix, W, was called weight."""
+    before = {f"{name}.weight": f"{name}.W" for name, module in model.named_modules()
+              if hasattr(module, "W")}
+    model.load_state_dict({before.get(name, name): value for name, value in weights.items()})
+
+
 def load_model(run, device="cpu"):
     """A trained run, ready to use: (model in eval mode, tokenizer, checkpoint dict).
 
@@ -118,7 +125,7 @@ def load_model(run, device="cpu"):
     try:
         tok = tokenizer.from_state(checkpoint["tokenizer"])
         model = build_model(checkpoint["config"], tok, initialise=False)
-        model.load_state_dict(checkpoint["model"])
+        load_weights(model, checkpoint["model"])
     except (InputError, KeyError, ValueError, TypeError, RuntimeError, AttributeError) as error:
         raise InputError(f"{run}: the checkpoint does not hold together ({error})") from None
     return model.eval().to(device), tok, checkpoint
@@ -271,7 +278,7 @@ class RunFolder:
             return 0
         try:
             step = int(self.checkpoint["step"])
-            model.load_state_dict(self.checkpoint["model"])
+            load_weights(model, self.checkpoint["model"])
             restore_optimizer(optimizer, self.checkpoint["optimizer"], step)
             if scaler.is_enabled() and "dtype" not in self.changes:
                 scaler.load_state_dict(self.checkpoint["scaler"])

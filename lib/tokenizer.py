@@ -499,12 +499,26 @@ SCRIPTS = {"ARABIC", "ARMENIAN", "BENGALI", "CJK", "CYRILLIC", "DEVANAGARI", "ET
 
 
 def token_bytes(tokenizer):
-    """The true bytes of every id, a list of `vocab_size` byte strings.
+    """The true bytes of every id, a list of byte strings; tokenizer: one of this file, of tiktoken,
+    of Hugging Face's `tokenizers` or a fast one of `transformers`. b"" for an id that has none.
 
     Not `decode([id]).encode()`: 344 of GPT-2's tokens are no UTF-8 on their own, and 340 ids would
-    share a string with others.
+    share a string with others. TypeError for what is none of these, ValueError for a vocabulary
+    that does not say its bytes.
     """
-    return list(tokenizer.spelled)
+    if hasattr(tokenizer, "spelled"):
+        return list(tokenizer.spelled)
+    if isinstance(tokenizer, tiktoken.Encoding):
+        spelled = [b""] * tokenizer.n_vocab
+        for raw in tokenizer.token_byte_values():
+            spelled[tokenizer.encode_single_token(raw)] = raw
+        for text in tokenizer.special_tokens_set:
+            spelled[tokenizer.encode_single_token(text)] = text.encode()
+        return spelled
+    rust = getattr(tokenizer, "backend_tokenizer", tokenizer)
+    if not hasattr(rust, "to_str"):
+        raise TypeError(f"the bytes of a {type(tokenizer).__name__}'s tokens are not known here")
+    return hf_token_bytes(json.loads(rust.to_str()))
 
 
 @functools.cache

@@ -147,7 +147,7 @@ def test_kron_forms_equal_the_definition_on_the_whole_vocabulary(request, vocabu
         code = torch.from_numpy(fast_definition(part, P))
         for form in ("on_the_fly", "table"):
             module = KroneckerEmbedding(len(part), 16, part, P, form)
-            exact = code @ module.weight.double()
+            exact = code @ module.W.double()
             assert (module(torch.arange(len(part))) - exact).abs().max() < 1e-5
 
 
@@ -171,7 +171,7 @@ def test_kron_gradients_equal_the_dense_form(tok, docs):
     code = torch.from_numpy(fast_definition([spelled[i] for i in ids.flatten()], 16))
     dense = code.T @ upstream.flatten(0, 1).double()
     assert len(ids.unique()) < ids.numel()
-    assert (module.weight.grad - dense).abs().max() < 1e-4 * dense.abs().max()
+    assert (module.W.grad - dense).abs().max() < 1e-4 * dense.abs().max()
 
 
 @pytest.mark.parametrize("a, b, cosine", [
@@ -205,7 +205,7 @@ def test_set_bytes(bpe, form):
     for raw in (spelled[500], b"internationalization", b"", b"zyzzyva"):
         module.set_bytes(slot, raw)
         after = module(torch.arange(slot + 1)).detach()
-        expected = torch.from_numpy(definition(raw, 16)) @ module.weight.detach().double()
+        expected = torch.from_numpy(definition(raw, 16)) @ module.W.detach().double()
         assert (after[slot] - expected).abs().max() < 1e-5
         assert torch.equal(after[:slot], before[:slot])
 
@@ -214,7 +214,7 @@ def test_padding_ids_embed_as_zero():
     """A token with no bytes has the zero vector, and its projection gets no gradient from it."""
     module = KroneckerEmbedding(64, 8, [b"a"])
     module(torch.tensor([[5, 6]])).sum().backward()
-    assert not module(torch.tensor([5])).any() and not module.weight.grad.any()
+    assert not module(torch.tensor([5])).any() and not module.W.grad.any()
 
 
 # ---- random ------------------------------------------------------------------------------------

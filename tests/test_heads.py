@@ -108,7 +108,7 @@ def test_gradients_equal_a_dense_construction(tokens, text, code, head):
     def table(prefix):
         if code == "lowrank":
             return weights[f"{prefix}A"][:V] @ weights[f"{prefix}B"]
-        return known @ weights[f"{prefix}weight"]
+        return known @ weights[f"{prefix}W"]
     plain = {name: w for name, w in weights.items()
              if not name.startswith(("transformer.wte", "lm_head"))}
     plain["transformer.wte.weight"] = table("transformer.wte.")

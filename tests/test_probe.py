@@ -45,7 +45,7 @@ def save_run(folder, arm, tok, *options, seed=1):
                *options]
     config, _, _ = compose([f"configs/{arm}.py", *options])
     model = build_model(vars(config), tok)
-    head, wte = model.lm_head.weight, getattr(model.transformer.wte, "weight", None)
+    head, wte = model.lm_head.weight, next(model.transformer.wte.parameters(), None)
     with torch.no_grad():
         for p in model.parameters():
             # from 0.02 to a scale at which attention chooses; kron's projection has it
@@ -598,7 +598,7 @@ def test_words_of_several_tokens(made):
             torch.testing.assert_close(vectors[0], wte(torch.tensor(own[0])))
             if arm == "kron":
                 z = spaces.kron_rows([b" unquestionably"], 16)(torch.arange(1))[0]
-                whole = z @ wte.weight
+                whole = z @ wte.W
             else:
                 whole = wte(torch.tensor(tok.encode(" unquestionably"))).mean(0)
             torch.testing.assert_close(vectors[1], whole)

@@ -106,8 +106,8 @@ def test_the_diff_that_adds_an_arm(small_data, tmp_path, call, monkeypatch):
     (_, trained, tok), = show.load_models([run], "cpu", quiet=True)[0]
     wte, a = trained.transformer.wte, tok.encode(" a")
     vector, = wte(torch.tensor(a))
-    by_hand = wte.scale[2] * (wte.weight[32] + wte.weight[97]) + wte.shift[2] * wte.weight.sum(0)
-    assert wte.weight.shape == (256, 96) and len(a) == 1
+    by_hand = wte.scale[2] * (wte.W[32] + wte.W[97]) + wte.shift[2] * wte.W.sum(0)
+    assert wte.W.shape == (256, 96) and len(a) == 1
     torch.testing.assert_close(vector, by_hand)
 
 

@@ -264,7 +264,7 @@ def test_the_forms_of_kron_are_the_same(small_data, call, capsys, monkeypatch):
 
     class Wrong(kron_forms.KroneckerEmbedding):
         def sum_rows(self, ids):
-            return self.weight[self.rows(ids)].sum(-2)
+            return self.W[self.rows(ids)].sum(-2)
     monkeypatch.setitem(kron_forms.FORMS, "wrong", Wrong)
     assert forms(call, small_data) == 2
     assert "wrong gives something else" in error_line(capsys.readouterr().err)

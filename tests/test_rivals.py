@@ -157,15 +157,15 @@ def exact_vectors(code, w, spelled, seed):
     n = len(spelled)
     ids = torch.arange(n)
     if code in BAGS:
-        return torch.from_numpy(dense_code(code, spelled, seed)) @ w["weight"]
+        return torch.from_numpy(dense_code(code, spelled, seed)) @ w["W"]
     if code == "lowrank":
         return w["A"][:n] @ w["B"]
     if code == "hash":
         e = 0
         for k in range(2):
             of_hash = hash32(hash32(seed) + k)
-            rows = [hash32(of_hash + hash32(t)) % len(w["weight"]) for t in range(n)]
-            e = e + w["importance"][:n, k:k + 1] * w["weight"][rows]
+            rows = [hash32(of_hash + hash32(t)) % len(w["W"]) for t in range(n)]
+            e = e + w["importance"][:n, k:k + 1] * w["W"][rows]
         return e
     if code == "qr":
         m = math.ceil(math.sqrt(-(-n // 64) * 64))
@@ -216,7 +216,7 @@ def test_table_and_on_the_fly_agree(code, tokens):
         assert (module.table is None) == (form == "on_the_fly")
         vectors.append(module(torch.arange(V + 1)))  # the last has no bytes
         vectors[-1][::3].square().sum().backward()
-        gradients.append(module.weight.grad)
+        gradients.append(module.W.grad)
     assert close(*vectors, 1e-5) and close(*gradients, 1e-4)
 
 

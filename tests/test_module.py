@@ -1,0 +1,161 @@
+"""KroneckerEmbedding in somebody else's model, in the place of an nn.Embedding."""
+import re
+from pathlib import Path
+
+import pytest
+import tiktoken
+import tokenizers
+import torch
+import torch.nn as nn
+
+from codes import KroneckerEmbedding
+from lib.tokenizer import HuggingFaceTokenizer, token_bytes
+
+README = Path(__file__).parent.parent / "README.md"
+IDS = torch.tensor([[5, 99, 5], [400, 0, 7]])
+
+
+@pytest.fixture(scope="module")
+def rust(docs):
+    """A byte-level tokenizer of Hugging Face, trained on real text, with an end of text."""
+    trained = tokenizers.ByteLevelBPETokenizer()
+    trained.train_from_iterator(docs, vocab_size=600, special_tokens=["<|endoftext|>"])
+    return tokenizers.Tokenizer.from_str(trained.to_str())
+
+
+def test_it_is_made_from_a_tokenizer_and_is_like_an_embedding(bpe, rust):
+    """Of each kind of tokenizer the true bytes; the attributes and the repr of an embedding; ids of
+    no elements give no vectors, and a gradient of zero."""
+    module = KroneckerEmbedding.from_tokenizer(bpe, 24)
+    assert (module.num_embeddings, module.embedding_dim) == (bpe.vocab_size, 24)
+    assert repr(module) == f"KroneckerEmbedding({bpe.vocab_size}, 24, pos_dim=16)"
+    plain = KroneckerEmbedding(bpe.vocab_size, 24, token_bytes(bpe))
+    assert torch.equal(module(IDS), plain(IDS))
+    padded = KroneckerEmbedding.from_tokenizer(bpe, 24, bpe.vocab_size + 8)
+    assert not padded(torch.tensor([bpe.vocab_size + 7])).any()
+    with pytest.raises(ValueError, match=f"600 embeddings for a tokenizer of {bpe.vocab_size} ids"):
+        KroneckerEmbedding.from_tokenizer(bpe, 24, 600)
+
+    of_rust = token_bytes(rust)
+    assert of_rust == token_bytes(HuggingFaceTokenizer("x.json", rust.to_str()))
+    assert b"".join(of_rust[i] for i in rust.encode("An état").ids) == "An état".encode()
+    assert token_bytes(bpe.encoding) == token_bytes(bpe)
+    assert isinstance(bpe.encoding, tiktoken.Encoding)
+    with pytest.raises(TypeError, match="the bytes of a list's tokens are not known here"):
+        KroneckerEmbedding.from_tokenizer([b"a"], 24)
+
+    for shape in ((0,), (2, 0)):
+        nothing = module(torch.zeros(shape, dtype=torch.long))
+        assert nothing.shape == (*shape, 24)
+    nothing.sum().backward()
+    assert not module.W.grad.any()
+
+
+@pytest.mark.parametrize("id", [-1, -100, 1 << 20])
+def test_ids_outside_the_vocabulary_are_refused_as_by_an_embedding(bpe, id):
+    """-100 marks what a loss leaves out; as an index it would be some other token."""
+    module = KroneckerEmbedding.from_tokenizer(bpe, 24)
+    for embedding in (nn.Embedding(bpe.vocab_size, 24), module):
+        with pytest.raises(IndexError):
+            embedding(torch.tensor([3, id]))
+
+
+def test_initial_values_come_back(bpe):
+    """reset_parameters gives what the constructor gave, and leaves the codes alone."""
+    module = KroneckerEmbedding.from_tokenizer(bpe, 24)
+    first = module(IDS).detach()
+    nn.init.zeros_(module.W)
+    module.reset_parameters()
+    assert torch.equal(module(IDS), first)
+
+
+def test_it_survives_construction_without_memory(bpe):
+    """Built on the meta device and filled from a checkpoint alone, it gives the same vectors: the
+    codes are in the checkpoint."""
+    module = KroneckerEmbedding.from_tokenizer(bpe, 24)
+    with torch.device("meta"):
+        other = KroneckerEmbedding.from_tokenizer(bpe, 24)
+    other = other.to_empty(device="cpu")
+    other.load_state_dict(module.state_dict())
+    assert torch.equal(other(IDS), module(IDS))
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_a_table_is_not_taken_for_a_projection(strict):
+    """A vocabulary of 256 P tokens has a table of W's very shape; neither loads as the other."""
+    spelled = [bytes([i % 256, i // 256]) for i in range(4096)]
+    module = KroneckerEmbedding(4096, 24, spelled, persistent=True)
+    table = nn.Embedding(4096, 24)
+    assert table.weight.shape == module.W.shape
+    for into, source in ((module, table), (table, module)):
+        before = into(IDS).detach()
+        if strict:
+            with pytest.raises(RuntimeError, match="(?s)Missing key.*Unexpected key"):
+                into.load_state_dict(source.state_dict())
+        else:
+            lost = into.load_state_dict(source.state_dict(), strict=False)
+            assert lost.missing_keys and lost.unexpected_keys
+        assert torch.equal(into(IDS), before)
+
+
+# ---- transformers, where it is installed -------------------------------------------------------
+
+@pytest.fixture
+def example(rust, tmp_path, monkeypatch):
+    """The README's lines, run here with a tokenizer that needs no network."""
+    transformers = pytest.importorskip("transformers")
+    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=rust, eos_token="<|endoftext|>")
+    fast.save_pretrained(tmp_path / "gpt2")
+    code, = re.findall(r"```python\n(from transformers.*?)```", README.read_text(), re.S)
+    config = f"GPT2Config(vocab_size={len(fast)}, n_layer=1, n_embd=24, n_head=2, "
+    assert '"gpt2"' in code and "GPT2Config(" in code
+    code = code.replace('"gpt2"', repr(str(tmp_path / "gpt2"))).replace("GPT2Config(", config)
+    names = {}
+    exec(code, names)
+    return names, fast
+
+
+def test_the_lines_of_the_readme_train_save_and_load_a_gpt2(example, tmp_path):
+    """transformers' GPT-2 with the module in it learns a sentence; what it saved loads as itself,
+    though it is built without memory first."""
+    names, fast = example
+    model = names["model"]
+    ids = fast("Return the length of the sequence.", return_tensors="pt")["input_ids"]
+    wte = model.get_input_embeddings()
+    assert isinstance(wte, KroneckerEmbedding)
+    spelled = b"".join(bytes(wte.bytes[i, :wte.length[i]].tolist()) for i in ids[0])
+    assert spelled == b"Return the length of the sequence."
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    losses = []
+    for _ in range(10):
+        losses.append(model(ids, labels=ids).loss)
+        losses[-1].backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert losses[-1] < losses[0] - 1 and losses[0] > 5
+    model.save_pretrained(tmp_path / "saved")
+    again, info = type(model).from_pretrained(tmp_path / "saved", output_loading_info=True)
+    assert not any(info.values())
+    assert torch.equal(again.eval()(ids).logits, model.eval()(ids).logits)
+
+
+def test_a_tied_head_is_refused(example):
+    """A head tied to W would score 4,096 rows that are no tokens."""
+    names, _ = example
+    config = names["model"].config
+    config.tie_word_embeddings = True
+    with pytest.raises(AttributeError, match="wte.weight"):
+        names["KronGPT2"](config)
+
+
+def test_a_pretrained_table_of_the_same_shape_is_named(rust, example, tmp_path):
+    """GPT-2's own checkpoint does not fit: said for what is missing, and W is not the table."""
+    names, fast = example
+    from transformers import GPT2Config, GPT2LMHeadModel
+    config = GPT2Config(vocab_size=4096, n_layer=1, n_embd=24, n_head=2, eos_token_id=0,
+                        bos_token_id=0, tie_word_embeddings=False)
+    plain = GPT2LMHeadModel(config)
+    plain.save_pretrained(tmp_path / "plain")
+    model, info = names["KronGPT2"].from_pretrained(tmp_path / "plain", output_loading_info=True)
+    assert "transformer.wte.W" in info["missing_keys"]
+    assert info["unexpected_keys"] == {"transformer.wte.weight"}
