@@ -68,7 +68,7 @@ def test_every_promise_of_the_fault_table_is_a_test():
 
 
 def test_the_worked_example_is_so():
-    example, = blocks(README, "python")
+    example = blocks(README, "python")[0]
     parsed = doctest.DocTestParser().get_doctest(example, {}, "README", "README.md", 0)
     result = doctest.DocTestRunner().run(parsed)
     assert result.attempted >= 5 and result.failed == 0
