@@ -250,16 +250,17 @@ def draw_word(ax, look, i):
 
 def draw_cosines(ax, look):
     """The cosine of kron's codes of each word with each."""
-    names = [textwrap.shorten(word, 16, placeholder="...") for word in look.words]
+    names = [textwrap.shorten(f'"{word}"', 18, placeholder='..."') for word in look.words]
     n = len(names)
     cosines = [[look.cosine(i, j)["kron"] for j in range(n)] for i in range(n)]
     ax.imshow(cosines, **INK | {"vmax": 1.6})
     for i, row in enumerate(cosines):
         for j, cosine in enumerate(row):
             ax.text(j, i, f"{cosine:.2f}", ha="center", va="center", fontsize=7.5)
-    if max(map(len, names)) <= 6:
-        ax.set_xticks(range(n), names, fontsize=8)
-    ax.set_yticks(range(n), names, fontsize=8)
+    style = {"fontsize": 7, "family": "monospace"}
+    if max(map(len, names)) <= 8:
+        ax.set_xticks(range(n), names, **style)
+    ax.set_yticks(range(n), names, **style)
     ax.set_title("cosines of kron's codes", fontsize=9, loc="right")
 
 
@@ -280,7 +281,7 @@ def draw_codes(look):
 
     bottom = 1 - (0.3 + strip) / height
     heading("binary", [f"the {K} bits of the token id, lowest first, repeated to the model's width "
-                       f"{WIDTH}; nothing is trained"], strip + 0.09)
+                       f"{WIDTH} (line: end of the first copy); nothing is trained"], strip + 0.09)
     draw_bits(figure, bottom, strip / height, look, look.binary)
     powers = [2**i for i in range(K) if (id >> i) & 1]
     note = [f"{id} = " + " + ".join(map(str, powers)), look.several()]
