@@ -123,7 +123,7 @@ class Look:
         """A sentence on the words that are several tokens; empty if there are none."""
         split = [f'"{word.strip()}" is {len(ids)} tokens'
                  for word, ids in zip(self.words, self.ids) if len(ids) > 1]
-        return ", ".join(split) + " in this vocabulary" if split else ""
+        return ", ".join(split) + " here; kron below is of the whole word" if split else ""
 
 
 def spelled(raw):
@@ -157,7 +157,7 @@ def print_codes(look):
         print(f"  {spelled(raw):{width}}  {id:6}  {digits(look.binary[id])}  "
               f"{digits(look.affine[id])}")
     if look.several():
-        print(f"\n  {look.several()}; kron's code below is that of the whole word.")
+        print(f"\n  {look.several()}")
 
     print(f"\nkron: each byte, where it stands, is a row of W: row = byte * {POS_DIM} + position. "
           f"W has {256 * POS_DIM:,} rows; the token's vector is the sum of its own\n")
