@@ -40,6 +40,9 @@ if item 3; then
     for seed in $SEEDS; do
         for arm in bpe_tied bpe_untied kron; do at "$arm-4800-s$seed" $arm --max_steps=4800 --eval_interval=400 --seed="$seed"; done
     done | WEIGHTS=1 all
+    for arm in kron bpe_untied; do  # what sample.py shows in a fresh clone
+        [ ! -d out/$arm-4800-s11 ] || python -m runs.carry out/$arm-4800-s11 results/demo/$arm.pt
+    done
 fi
 
 # The frontier: from no trained parameters to the table's. An arm without a grid of its own has the table's rate; kron_raw, which is

@@ -1,0 +1,33 @@
+"""A run's weights alone, in bfloat16, a sixth of its checkpoint: what results/demo/*.pt are.
+
+    python -m runs.carry out/kron-4800-s11 results/demo/kron.pt
+
+sample.py and the probes take the file as a run; train.py cannot go on from it.
+"""
+from pathlib import Path
+
+from lib.checkpoint import load_checkpoint, save_checkpoint
+from lib.common import Parser, run
+
+
+def carry(folder, path):
+    """Write the weights of the run in a folder to a file. InputError as `load_checkpoint`."""
+    state = load_checkpoint(folder)
+    kept = {key: state[key] for key in ("step", "best", "tokenizer", "config")}
+    kept["model"] = {name: value.bfloat16() if value.is_floating_point() else value
+                     for name, value in state["model"].items()}
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    save_checkpoint(path, kept)
+
+
+def main():
+    parser = Parser(description=__doc__)
+    parser.add_argument("run", help="out/RUN")
+    parser.add_argument("file", help="FILE.pt")
+    args = parser.parse_args()
+    carry(args.run, args.file)
+    print(f"wrote {args.file}, {Path(args.file).stat().st_size / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    run(main)
