@@ -2,6 +2,7 @@
 arm."""
 import doctest
 import glob
+import json
 import os
 import re
 import shlex
@@ -21,6 +22,7 @@ import sample
 import train
 from conftest import ROOT, SHORT, script
 from lib import show
+from runs.answers import answered, say
 from test_recipes import clone
 
 README = (ROOT / "README.md").read_text()
@@ -80,6 +82,18 @@ def test_each_planned_contrast_has_a_place_for_its_answer():
     rows = re.findall(row, README, re.M)
     planned = [(question, f"{arm} - {base}") for _, arm, base, question in compare.CONTRASTS]
     assert rows == [(question, contrast, contrast) for question, contrast in planned]
+
+
+def test_the_answers_are_those_of_the_results():
+    """Every number in the table of answers is computed, from the page that stands beside it."""
+    results = json.loads((ROOT / "results" / "tiny.json").read_text())
+    if "planned" in results:  # the page of before has none
+        assert answered(README, results) == README
+    contrast = {"gap": {"mean": -0.0852}, "interval": [-0.11, -0.0604], "answer": "yes"}
+    assert say(contrast) == "yes: -0.085 [-0.110, -0.060]"
+    assert say(contrast | {"answer": "not known"}) == "not known: -0.085 [-0.110, -0.060]"
+    assert say(contrast | {"answer": "not known: not tuned"}) == "not known yet"
+    assert say({"gap": None, "answer": "not run"}) == "not known yet"
 
 
 def test_the_diff_that_adds_an_arm(small_data, tmp_path, call, monkeypatch):
