@@ -28,12 +28,10 @@ def input_norm(model):
     """Mean norm of the input table's rows, or of the rows of the projection as d x D; None where
     the input has no such weights."""
     wte = model.transformer.wte
-    weight = getattr(wte, "weight", None)
-    if weight is None:
-        return None
     if isinstance(wte, torch.nn.Embedding):
-        return weight[:model.config.vocab_size].norm(dim=1).mean().item()
-    return weight.norm(dim=0).mean().item()
+        return wte.weight[:model.config.vocab_size].norm(dim=1).mean().item()
+    W = getattr(wte, "W", None)
+    return None if W is None else W.norm(dim=0).mean().item()
 
 
 class InputWatch:

@@ -38,7 +38,7 @@ class Gather(KroneckerEmbedding):
     """The branch of `KroneckerEmbedding.sum_rows` that is compiled."""
 
     def sum_rows(self, ids):
-        return gathered(self.weight, self.rows(ids), self.present(ids))
+        return gathered(self.W, self.rows(ids), self.present(ids))
 
 
 class Spread(KroneckerEmbedding):
@@ -47,7 +47,7 @@ class Spread(KroneckerEmbedding):
     def sum_rows(self, ids):
         rows, present = self.rows(ids), self.present(ids)
         anywhere = torch.arange(rows.numel(), device=rows.device).view_as(rows) % self.code_width
-        return gathered(self.weight, torch.where(present, rows, anywhere), present)
+        return gathered(self.W, torch.where(present, rows, anywhere), present)
 
 
 class Dense(KroneckerEmbedding):
@@ -58,7 +58,7 @@ class Dense(KroneckerEmbedding):
         dtype = product_dtype(ids.device.type)
         kappa = torch.zeros(len(ids), self.code_width, dtype=dtype, device=ids.device)
         kappa = kappa.scatter(1, rows, present.to(dtype))
-        return (kappa @ self.weight.to(dtype)).float()
+        return (kappa @ self.W.to(dtype)).float()
 
 
 class OneHot(KroneckerEmbedding):
@@ -66,7 +66,7 @@ class OneHot(KroneckerEmbedding):
 
     def sum_rows(self, ids):
         dtype = product_dtype(ids.device.type)
-        return BagOfBytes.apply(self.weight, self.bytes[ids], self.present(ids), dtype)
+        return BagOfBytes.apply(self.W, self.bytes[ids], self.present(ids), dtype)
 
 
 class BagOfBytes(torch.autograd.Function):
@@ -119,13 +119,14 @@ def alone(module, config, batches, gradient):
     """Forward and backward of an input by itself, as a function of the round: round -> (vectors,
     gradient of its weights)."""
     forward = torch.compile(module, fullgraph=True) if config.compile == "True" else module
+    weights, = module.parameters()
 
     def both(i):
-        module.weight.grad = None
+        weights.grad = None
         with autocast(gradient.device, config.dtype):
             vectors = forward(batches[i % len(batches)])
         vectors.backward(gradient)
-        return vectors.detach(), module.weight.grad
+        return vectors.detach(), weights.grad
     return both
 
 

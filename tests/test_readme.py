@@ -38,6 +38,7 @@ def blocks(page, language):
 
 def commands(page):
     """The command lines of the indented blocks, without their comments, continued lines joined."""
+    page = re.sub(r"^```.*?^```", "", page, flags=re.M | re.S)
     lines = re.findall(r"^    (\S.*)$", re.sub(r" *\\\n *", " ", page), re.M)
     return [re.sub(r" +# .*", "", line) for line in lines]
 

@@ -37,7 +37,7 @@ def say_words_with(model, byte, position):
     along a line, as does that row of W."""
     line = torch.linspace(-1, 1, model.config.n_embd)
     model.transformer.wpe.weight.copy_(100 * line.expand_as(model.transformer.wpe.weight))
-    model.lm_head.weight[byte * 16 + position] = 100 * line
+    model.lm_head.W[byte * 16 + position] = 100 * line
 
 
 def loaded(folder, arm):
