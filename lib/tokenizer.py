@@ -416,8 +416,8 @@ def gpt2():
         says = " ".join(str(error).split())
         raise OSError(f"tiktoken cannot get GPT-2's vocabulary ({type(error).__name__}: {says}); "
                       f"its cache is {cache or default}; without a network, set "
-                      "TIKTOKEN_CACHE_DIR to a folder that tiktoken filled elsewhere, or use "
-                      "--tokenizer=bpe:N") from error
+                      "TIKTOKEN_CACHE_DIR to a folder that tiktoken filled elsewhere, or choose "
+                      "another --tokenizer (--help says which there are)") from error
     return Tokenizer("gpt2", [encoding.decode_single_token_bytes(i)
                               for i in range(encoding.eot_token)])
 

@@ -35,8 +35,9 @@ def add_arguments(parser):
                         help="comma-separated")
     parser.add_argument("--families", default=PROMPTS / "families.tsv",
                         help="word families: .tsv of family, root, word")
-    parser.add_argument("--tokenizer", help="the vocabulary to look at: gpt2, a run, or a "
-                        "tokenizer.json or a folder with one; else the first model's, else gpt2")
+    parser.add_argument("--tokenizer", help="the vocabulary to look at: gpt2, a run, FILE.json, a "
+                        "folder with a tokenizer.json, or OWNER/NAME of the Hub; else the first "
+                        "model's, else gpt2")
     parser.add_argument("--model", nargs="+", action="extend", default=[],
                         help="safetensors models: folders or Hub ids")
     parser.add_argument("--tensor", help="the input table's name, where it is not found")
@@ -83,7 +84,8 @@ def choose_vocabulary(args, models):
     if source == "gpt2":
         return "gpt2", tokenizer.token_bytes(tokenizer.gpt2()), 768
     path = Path(source)
-    if source.endswith(".json") or (path / "tokenizer.json").is_file():
+    of_hub = "/" in source and not path.parent.is_dir()  # what is in a folder here is a run
+    if source.endswith(".json") or (path / "tokenizer.json").is_file() or of_hub:
         return source, read_vocabulary(source), 768
     model, tok, _ = load_model(source)
     return tok.name, tokenizer.token_bytes(tok), model.config.n_embd

@@ -934,6 +934,15 @@ def test_other_number_formats_are_read(tmp_path, dtype):
     assert torch.equal(public.read_embedding(str(tmp_path))[1].float(), table.float())
 
 
+def test_a_number_format_that_is_not_read_is_named(tmp_path, refuse):
+    """Whole numbers have a scale that a table does not say."""
+    data, _ = safetensors({"wte.weight": torch.zeros(64, 16, dtype=torch.int8)})
+    (tmp_path / "model.safetensors").write_bytes(data)
+    (tmp_path / "tokenizer.json").write_text(json.dumps(vocabulary("bpe")))
+    line = refuse(probe.main, "geometry", "--model", str(tmp_path), cwd=tmp_path)
+    assert "wte.weight is of type I8, which is not read; of these are: F64, F32" in line
+
+
 def test_the_vocabulary_comes_before_the_table(hub, tmp_path, refuse):
     """A model without tokenizer.json costs no table."""
     (tmp_path / "model.safetensors").write_bytes(safetensors({"wte.weight": trained_table()})[0])
@@ -955,6 +964,32 @@ def test_no_vocabulary_but_the_one_that_is_brought(tmp_path, call, monkeypatch):
         use = found["use"]["16"]
         rows = {(byte, i) for token in TOKENS for i, byte in enumerate(token.encode())}
         assert use["rows"] == len(rows) and use["params_in_use"] == len(rows) * width
+
+
+def test_the_vocabulary_of_a_tokenizer_on_the_hub(hub, tmp_path, call, refuse):
+    """--tokenizer=OWNER/NAME, as prepare.py takes it; of a file of the same content, the same."""
+    text = json.dumps(vocabulary("bytes"))
+    (tmp_path / "tokenizer.json").write_text(text)
+    hub.repos |= {"me/one": {"tokenizer.json": text.encode()}, "me/other": {}}
+    found = {}
+    for source in ("me/one", "tokenizer.json"):
+        argv = "geometry", "--words=run", "--out=geo", f"--tokenizer={source}"
+        assert call(probe.main, *argv, cwd=tmp_path) == 0
+        found[source] = result(tmp_path / "geo")
+        assert found[source]["tokenizer"] == source and found[source]["tokens"] == len(TOKENS)
+    for key in ("neighbours", "use"):
+        assert found["me/one"][key] == found["tokenizer.json"][key]
+    line = refuse(probe.main, "geometry", "--tokenizer=me/other", cwd=tmp_path)
+    assert "me/other: no tokenizer.json there" in line
+
+
+def test_without_gpt2s_vocabulary_the_advice_is_of_this_command(tmp_path, refuse, monkeypatch):
+    """Nothing is trained here: bpe:N, which prepare.py trains, is no way out."""
+    def unreachable(name):
+        raise OSError("no network")
+    monkeypatch.setattr(tokenizer.tiktoken, "get_encoding", unreachable)
+    line = refuse(probe.main, "geometry", cwd=tmp_path)
+    assert "TIKTOKEN_CACHE_DIR" in line and "another --tokenizer" in line and "bpe:N" not in line
 
 
 @pytest.mark.parametrize("style", ["bytes", "bpe", "unigram"])
@@ -1131,5 +1166,5 @@ def test_bad_arguments_are_one_line(made, tmp_path, bpe500, refuse):
             (["layers", run, f"--out={tmp_path}"], "is a folder"),
             (["generation", run, "--samples=0"], "samples"),
             (["geometry", "--words=,", f"--tokenizer={run}"], "--words is empty"),
-            (["geometry", "--tokenizer=out/none"], "no checkpoint")]:
+            (["geometry", f"--tokenizer={tmp_path}/none"], "no checkpoint")]:
         assert named in refuse(probe.main, *argv, cwd=tmp_path), argv
