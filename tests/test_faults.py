@@ -202,7 +202,7 @@ def test_two_processes_on_one_run(folder):
     goes with its process, so a kill leaves none behind."""
     first = Fork(cwd=folder, prepare=with_steps_of(0.2))
     first.wait_for("step 1/6")
-    for option in ("--verify", "--overwrite"):
+    for option in ("--verify", "--overwrite", "--seed=2"):  # before its checkpoint is read
         second = Fork(option, cwd=folder)
         assert second.wait() == 2 and not second.out
         assert f"out/x is in use by process {first.pid}" in error_line(second.err)
@@ -379,6 +379,25 @@ def test_auto_that_resolves_otherwise_names_the_way_on(stopped, refuse, folder, 
     line = refuse(train.main, *TOY[:-1], cwd=folder)
     assert TOY[-1] == "--dtype=float32"
     assert "--dtype=float32 goes on with it bit for bit" in line
+
+
+def test_a_run_of_a_gpu_goes_on_on_a_cpu(stopped, whole, refuse, folder, train_in, monkeypatch):
+    """One made in bfloat16 with a compiler: each refusal names the option to go on with."""
+    monkeypatch.setattr("lib.config.this_hardware", Hardware)
+    checkpoint = load_checkpoint(stopped)
+    gpu = {"device": "cuda", "dtype": "bfloat16", "compile": "True"}
+    save_checkpoint(stopped / "ckpt.pt", checkpoint | {"config": checkpoint["config"] | gpu})
+    assert TOY[-2:] == ["--device=cpu", "--dtype=float32"]
+    options = []
+    for key, here, option in (("dtype", "float32", "--dtype=bfloat16"),
+                              ("device", "cpu", "--device=cpu"),
+                              ("compile", "False", "--compile=False")):
+        line = refuse(train.main, *TOY[:-2], *options, cwd=folder)
+        assert f"made with {key}={gpu[key]}, now {key}={here}: " in line and option in line
+        options.append(option)
+    train_in(*options)
+    assert changes(stopped) == [{"device": ["cuda", "cpu"], "compile": ["True", "False"]}]
+    assert series(stopped, "batch_crc") == series(whole, "batch_crc")
 
 
 @pytest.mark.parametrize("option", [

@@ -301,6 +301,16 @@ def test_long_steps_are_told_to_torchrun(monkeypatch):
     assert int(value) > 80 and machine.slow_step(40) == ""
 
 
+def test_a_run_says_that_its_steps_are_long(folder, call, capsys, monkeypatch):
+    """In the line of its second step, once; here no step is short enough."""
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    monkeypatch.setenv("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "0")
+    assert call(train.main, *TOY, "--max_steps=4", cwd=folder) == 0
+    said = [line for line in capsys.readouterr().out.splitlines() if "graceful stop" in line]
+    assert len(said) == 1 and said[0].startswith("step 2/4 ")
+    assert re.search(r"start with TORCH_ELASTIC_SHUTDOWN_TIMEOUT=\d+$", said[0])
+
+
 def test_estimates_know_the_vendors_figures():
     """A GPU's name is what torch.cuda.get_device_name contains; its room is below its memory."""
     for name, gpu in GPUS.items():

@@ -374,7 +374,13 @@ def damage_missing(folder, meta):
 
 def damage_no_meta(folder, meta):
     (folder / "meta.json").unlink()
-    return "no prepared data"
+    (folder / "train.bin").unlink()
+    return "no prepared data there (data/ has: nothing); prepare.py makes it"
+
+
+def damage_nanogpt(folder, meta):
+    (folder / "meta.json").unlink()
+    return "python prepare.py bins data/small --name=NAME adopts nanoGPT's files"
 
 
 def damage_truncated(folder, meta):
@@ -414,8 +420,8 @@ def damage_tokenizer(folder, meta):
     return "meta.json is damaged"
 
 
-DAMAGES = [damage_missing, damage_no_meta, damage_truncated, damage_changed, damage_ids,
-           damage_cut_meta, damage_edited_meta, damage_tokenizer]
+DAMAGES = [damage_missing, damage_no_meta, damage_nanogpt, damage_truncated, damage_changed,
+           damage_ids, damage_cut_meta, damage_edited_meta, damage_tokenizer]
 
 
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda f: f.__name__[7:])
