@@ -13,7 +13,7 @@
 # Disk       34 GB of tokens, 6 GB of checkpoint a run (twice where the best is not the last): 90 to 145 GB in all.
 # Stopped?   The same command continues: prepared text is kept, finished runs are skipped, a stopped run goes on.
 #
-# On two machines with data/ and out/ shared, start each run on both with
+# On two machines with data/ and out/ shared, start each run on both, after the `export` of runs/README.md, with
 #     torchrun --nnodes=2 --nproc_per_node=8 --rdzv_backend=c10d --rdzv_endpoint=FIRST_HOST:29500 --rdzv_id=RUN \
 #         train.py configs/binary_32l.py configs/binary.py --seed=1337
 source "$(dirname "$0")/setup.sh"

@@ -11,7 +11,7 @@
 # Disk       5 GB of tokens, 1.5 GB of checkpoint a run (twice where the best is not the last): 41 to 77 GB in all.
 # Stopped?   The same command continues: prepared text is kept, finished runs are skipped, a stopped run goes on.
 #
-# On two machines with data/ and out/ shared, start each run on both with
+# On two machines with data/ and out/ shared, start each run on both, after the `export` of runs/README.md, with
 #     torchrun --nnodes=2 --nproc_per_node=8 --rdzv_backend=c10d --rdzv_endpoint=FIRST_HOST:29500 --rdzv_id=RUN \
 #         train.py configs/gpt2_124m.py configs/kron.py --seed=1337
 source "$(dirname "$0")/setup.sh"

@@ -247,19 +247,27 @@ EIGHT = [*FAST, "--max_steps=8", "--dropout=0", "--batch_size=2",
          "--gradient_accumulation_steps=4"]
 
 
-def two_agents(folder, name, ranks):
-    """Two torchrun agents on loopback, `ranks` workers each, as on two machines."""
+def two_agents(folders, name, ranks, *options):
+    """Two torchrun agents on loopback, one in each of two folders, `ranks` workers each, as on two
+    machines: [(exit status, standard output, standard error)] once they have ended."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    options = ["--nnodes=2", "--rdzv_backend=c10d", f"--rdzv_endpoint=127.0.0.1:{port}",
-               "--rdzv_id=test"]
-    agents = [start(folder, *EIGHT, f"--name={name}", ranks=ranks, options=options)
-              for _ in range(2)]
-    for agent in agents:
-        _, err = agent.communicate(timeout=200)
-        assert agent.returncode == 0, err[-3000:]
-    return folder / "out" / name
+    launch = ["--nnodes=2", "--rdzv_backend=c10d", f"--rdzv_endpoint=127.0.0.1:{port}",
+              "--rdzv_id=test"]
+    agents = [start(folder, *EIGHT, f"--name={name}", *options, ranks=ranks, options=launch)
+              for folder in folders]
+    said = [agent.communicate(timeout=200) for agent in agents]
+    return [(agent.returncode, *texts) for agent, texts in zip(agents, said)]
+
+
+def prepare_own(folder, call, fraction):
+    """Make data/own in a folder, other for another share of validation."""
+    folder.mkdir(exist_ok=True)
+    text = "\n\n".join(f"{i} {'so it is ' * 40}" for i in range(200))
+    (folder / "a.txt").write_text(text)
+    assert call(prepare.main, "text", "a.txt", "--name=own", "--tokenizer=bpe:300",
+                f"--val_fraction={fraction}", cwd=folder) == 0
 
 
 def close_series(a, b):
@@ -280,12 +288,30 @@ def test_two_machines_train_as_one_process(small_data):
 def test_two_machines_of_two_ranks_train_as_four_ranks(small_data):
     four = ranks([small_data] * 4, *EIGHT, "--name=four", envs=[{}] * 4)
     assert [run.wait() for run in four] == [0] * 4
-    a, b = two_agents(small_data, "agents2", 2), small_data / "out" / "four"
+    for status, _, err in two_agents([small_data] * 2, "agents2", 2):
+        assert status == 0, err[-3000:]
+    a, b = (small_data / "out" / name for name in ("agents2", "four"))
     close_series(a, b)
     pairs = zip(series(a, "loss").values(), series(b, "loss").values())
     difference = max(abs(x - y) for x, y in pairs)
     print("\ntwo agents of two ranks against four ranks: largest difference in loss "
           f"{difference:.1e} nats over 8 steps")
+
+
+@pytest.mark.soak
+def test_two_machines_with_other_data_under_the_same_name_refuse(tmp_path, call):
+    """Two agents of two ranks that share nothing: each ends with the one line that names both
+    machines, and nothing was trained."""
+    folders = [tmp_path / name for name in "ab"]
+    for folder, fraction in zip(folders, ("0.1", "0.2")):
+        prepare_own(folder, call, fraction)
+    for status, out, err in two_agents(folders, "y", 2, "--dataset=own"):
+        line, = (line for line in err.splitlines() if line.startswith("error: "))
+        assert re.search(r"different ground: data is .* on rank 0 \(.* and .* on rank 2 \(", line)
+        assert status == 1 and not out
+    assert not any((folder / "out").exists() for folder in folders)
+    line = re.sub("([0-9a-f]{8})[0-9a-f]{56}", r"\1...", line)
+    print(f"\ntwo agents of two ranks with other data under the same name: both said {line}")
 
 
 # ---- going on ----------------------------------------------------------------------------------
@@ -790,11 +816,8 @@ def two_folders(half, tmp_path):
 
 
 def test_ranks_refuse_other_data_under_the_same_name(two_folders, call):
-    for name, fraction in zip("ab", ("0.1", "0.2")):
-        there = two_folders["ab".index(name)]
-        (there / "a.txt").write_text("\n\n".join(f"{i} {'so it is ' * 40}" for i in range(200)))
-        assert call(prepare.main, "text", "a.txt", "--name=own", "--tokenizer=bpe:300",
-                    f"--val_fraction={fraction}", cwd=there) == 0
+    for there, fraction in zip(two_folders, ("0.1", "0.2")):
+        prepare_own(there, call, fraction)
     runs = ranks(two_folders, "--dataset=own", "--name=y")
     assert "data is {" in refused_together(runs)
     assert not any((there / "out" / "y").exists() for there in two_folders)

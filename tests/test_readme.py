@@ -62,6 +62,19 @@ def test_every_recipe_is_in_the_list():
     assert there == set(re.findall(r"(\w+\.sh)", PAGES["runs/README.md"]))
 
 
+def test_the_lines_for_several_machines_give_a_stop_its_time():
+    """Those for torchrun and those for Slurm set torchrun's time-out, to the seconds that Slurm's
+    signal comes before the end; if the host of the rendezvous dies, it says what to do."""
+    page = PAGES["runs/README.md"]
+    several = [block for block in re.findall(r"(?:^    .*\n)+", page, re.M) if "--nnodes" in block]
+    key = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"
+    seconds = [re.search(rf"^    export .*\b{key}=(\d+)$", block, re.M)[1] for block in several]
+    assert len(seconds) == 2 and int(seconds[0]) > 30
+    assert set(seconds) == set(re.findall(r"--signal=TERM@(\d+)", page))
+    assert "If FIRST_HOST dies, start the command on every machine again" in page
+    assert "prints nothing waits for FIRST_HOST" in page
+
+
 def test_every_promise_of_the_fault_table_is_a_test():
     tests = "".join(path.read_text() for path in (ROOT / "tests").glob("*.py"))
     cells = re.findall(r"^\| [^|]+\| [^|]+\| ((?:`\w+`(?:, )?)+) \|$", PAGES["results/faults.md"],
