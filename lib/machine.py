@@ -53,12 +53,17 @@ class Place:
         return bool(flag)
 
     def refuse_differences(self, facts):
-        """InputError, naming the machines, unless all ranks have the same `facts`, a dict."""
+        """InputError, naming the machines, unless all ranks have the same `facts`, a dict, and none
+        has ended for a reason of its own."""
         if self.world == 1:
             return
         all_facts = [None] * self.world
         here = f"rank {self.rank} ({platform.node()})"
-        dist.all_gather_object(all_facts, [here, facts], group=self.control)
+        try:
+            dist.all_gather_object(all_facts, [here, facts], group=self.control)
+        except RuntimeError as error:
+            raise InputError(f"{here}: another rank ended before the first step, and says why "
+                             f"({str(error).splitlines()[0]})") from None
         (first_rank, first), *others = all_facts
         for rank, other in others:
             for key, value in first.items():

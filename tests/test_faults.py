@@ -836,6 +836,19 @@ def test_ranks_refuse_checkpoints_of_different_steps(two_folders):
     assert not (two_folders[1] / "out").exists()
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_that_refuses_alone_ends_the_others_in_a_line(two_folders, rank):
+    """Here its machine's checkpoint is damaged, the other's is whole and stays so."""
+    (two_folders[rank] / "out" / "x" / "ckpt.pt").write_bytes(b"hello")
+    other = two_folders[1 - rank] / "out" / "x"
+    before = fingerprint(load_checkpoint(other))
+    two = ranks(two_folders)
+    assert [run.wait() for run in two] == [2, 2]
+    assert "not a checkpoint of this project" in error_line(two[rank].err)
+    assert "another rank ended before the first step" in error_line(two[1 - rank].err)
+    assert fingerprint(load_checkpoint(other)) == before
+
+
 def other_options():
     sys.argv.append("--learning_rate=0.5")
 
