@@ -6,16 +6,16 @@ sample.py and the probes take the file as a run; train.py cannot go on from it.
 """
 from pathlib import Path
 
-from lib.checkpoint import load_checkpoint, save_checkpoint
+from lib.checkpoint import load_model, save_checkpoint
 from lib.common import Parser, run
 
 
 def carry(folder, path):
-    """Write the weights of the run in a folder to a file. InputError as `load_checkpoint`."""
-    state = load_checkpoint(folder)
-    kept = {key: state[key] for key in ("step", "best", "tokenizer", "config")}
+    """Write the weights of the run in a folder to a file. InputError as `load_model`."""
+    model, _, checkpoint = load_model(folder)
+    kept = {key: checkpoint[key] for key in ("step", "best", "tokenizer", "config")}
     kept["model"] = {name: value.bfloat16() if value.is_floating_point() else value
-                     for name, value in state["model"].items()}
+                     for name, value in model.state_dict().items()}
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     save_checkpoint(path, kept)
 

@@ -7,12 +7,12 @@
 #
 # Stop it at any time: the same command goes on where it stopped. All it makes is in .venv/, data/ and out/.
 source "$(dirname "$0")/setup.sh"
+source runs/kept.sh
 
+TUNING=results/tiny/tuning.json     # each arm at what tuning on another seed chose for it: results/PLAN.md
 ARMS=${ARMS:-kron kron_shuffled bpe_untied binary}
 SEEDS=${SEEDS:-1}
 STEPS=${STEPS:-400}                 # of 2,048 tokens: 0.8M of the text's 6.8M
-LEARNING_RATE=${LEARNING_RATE:-4e-3}  # what tuning on another seed chose: results/PLAN.md
-MIN_LR=${MIN_LR:-4e-4}
 
 [ -d data/docstrings ] || python prepare.py docstrings
 read -ra arms <<< "$ARMS"
@@ -25,15 +25,14 @@ for seed in "${seeds[@]}"; do
         done=${#runs[@]}
         [ "$done" = 0 ] || left=", about $(((SECONDS - began) * (total - done) / done / 60 + 1)) minutes left"
         printf '\n== run %d of %d: %s, seed %d%s\n' $((done + 1)) "$total" "$arm" "$seed" "$left"
-        python train.py configs/tiny.py "configs/$arm.py" --seed="$seed" --max_steps="$STEPS" \
-            --learning_rate="$LEARNING_RATE" --min_lr="$MIN_LR" --log_interval=25 --eval_tokens=32768 "$@" \
-            --name="demo$STEPS-$arm-s$seed"
+        python train.py configs/tiny.py "configs/$arm.py" $(tuned "$arm") --seed="$seed" --max_steps="$STEPS" \
+            --log_interval=25 --eval_tokens=32768 "$@" --name="demo$STEPS-$arm-s$seed"
         runs+=("out/demo$STEPS-$arm-s$seed")
     done
 done
 
 printf '\n== the comparison, against %s\n\n' "$baseline"
-python compare.py "${runs[@]}" --baseline="$baseline" --out="out/demo$STEPS"
+python compare.py "${runs[@]}" --tuned=$TUNING --baseline="$baseline" --out="out/demo$STEPS"
 if [ ${#arms[@]} -gt 1 ]; then
     printf '\n== what the models noticed of a word that they have never seen\n\n'
     python sample.py "${runs[@]:0:${#arms[@]}}" --max_new_tokens=30

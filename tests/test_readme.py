@@ -22,7 +22,7 @@ import sample
 import train
 from conftest import ROOT, SHORT, script
 from lib import show
-from runs.answers import answered, say
+from runs.answers import answer, lowest, written
 from test_recipes import clone
 
 README = (ROOT / "README.md").read_text()
@@ -91,23 +91,26 @@ def test_the_worked_example_is_so():
 
 
 def test_each_planned_contrast_has_a_place_for_its_answer():
-    """<!-- answer:ARM - BASE -->...<!-- /answer -->, in the row of its question."""
-    row = r"^\| (.+) \| (.+) \| <!-- answer:(.+?) -->.+<!-- /answer --> \|$"
+    """<!-- answer:ARM - BASE -->...<!-- / -->, in the row of its question."""
+    row = r"^\| (.+) \| (.+) \| <!-- answer:(.+?) -->.+<!-- / --> \|$"
     rows = re.findall(row, README, re.M)
     planned = [(question, f"{arm} - {base}") for _, arm, base, question in compare.CONTRASTS]
     assert rows == [(question, contrast, contrast) for question, contrast in planned]
 
 
-def test_the_answers_are_those_of_the_results():
-    """Every number in the table of answers is computed, from the page that stands beside it."""
-    results = json.loads((ROOT / "results" / "tiny.json").read_text())
-    if "planned" in results:  # the page of before has none
-        assert answered(README, results) == README
+def test_its_numbers_are_those_of_the_results():
+    """Every answer and every loss is computed, from the pages that stand beside it."""
+    results, tuning = (json.loads((ROOT / "results" / name).read_text())
+                       for name in ("tiny.json", "tiny/tuning.json"))
+    assert written(README, results, tuning) == README
     contrast = {"gap": {"mean": -0.0852}, "interval": [-0.11, -0.0604], "answer": "yes"}
-    assert say(contrast) == "yes: -0.085 [-0.110, -0.060]"
-    assert say(contrast | {"answer": "not known"}) == "not known: -0.085 [-0.110, -0.060]"
-    assert say(contrast | {"answer": "not known: not tuned"}) == "not known yet"
-    assert say({"gap": None, "answer": "not run"}) == "not known yet"
+    assert answer(contrast) == "yes: -0.085 [-0.110, -0.060]"
+    assert answer(contrast | {"answer": "not known"}) == "not known: -0.085 [-0.110, -0.060]"
+    assert answer(contrast | {"answer": "not known: not tuned"}) == "not known yet"
+    assert answer({"gap": None, "answer": "not run"}) == "not known yet"
+    grid = [{"val_loss": loss, "embed_std": std, "embed_lr_mult": speed}
+            for loss, std, speed in ((4.7, 0, 1), (4.4, 1, 1), (None, 0, 1), (4.456, 0, 4))]
+    assert lowest(grid, usual=False) == "4.40" and lowest(grid, usual=True) == "4.70"
 
 
 def test_the_diff_that_adds_an_arm(small_data, tmp_path, call, monkeypatch):
