@@ -172,11 +172,12 @@ def test_every_command_runs(small_data, tmp_path, call, capsys):
     assert (tmp_path / "results" / "probe-echo.md").is_file()
 
 
-@pytest.mark.skipif(not (ROOT / "results" / "demo" / "kron.pt").exists(), reason="to come")
 def test_a_fresh_clone_shows_the_echo(tmp_path):
     """Before anything is trained or prepared, from the checkpoints that the repository carries."""
     said = script("sample.py", "--max_new_tokens=5", cwd=tmp_path).stdout
     assert "come with the repository" in said and said.count("(the clean word)") == 4
+    shown, = re.findall("<!-- echo -->\n```\n(.*?)```", README, re.S)
+    assert shown in said
     script("codes.py", "--out=codes.png", cwd=tmp_path)
     drawn, shown = (matplotlib.image.imread(folder / "codes.png")
                     for folder in (tmp_path, ROOT / "results"))
