@@ -329,8 +329,8 @@ def memory(args):
 
 
 def preparation(args):
-    """prepare.py's encode (hashing, splitting, writing and all) against the tokenizer's bare batch
-    call on the same documents."""
+    """prepare.py's encode (hashing, splitting, writing and all) against the library's bare batch
+    call on the same documents, tiktoken's or that of Hugging Face."""
     data = Data(args.dataset, 1)
     tok, ids = data.tokenizer, data.map("train")
     ends = np.flatnonzero(ids == tok.eot)[:20_000]  # that many documents, as text again
@@ -338,16 +338,21 @@ def preparation(args):
     texts = [tok.decode(ids[start:end].tolist()) for start, end in zip(starts, ends)]
     tokens = sum(map(len, tok.encode_batch(texts, CPUS)))
 
+    if isinstance(tok, tokenizer.HuggingFaceTokenizer):
+        name, options = "encode_batch", {"add_special_tokens": False}
+    else:
+        name, options = "encode_ordinary_batch", {"num_threads": CPUS}
+
     def bare(_):
-        tok.encoding.encode_ordinary_batch(texts, num_threads=CPUS)
+        getattr(tok.encoding, name)(texts, **options)
 
     def ours(_):
         everything = {"train": math.inf, "val": math.inf}
         with tempfile.TemporaryDirectory() as folder:
             sources = [local("texts", None, lambda: ((text, 0.0) for text in texts))]
             encode(Path(folder), sources, tok, 0.02, everything, new_state(sources))
-    measures = {"encode_ordinary_batch": partial(once, bare), "prepare.py": partial(once, ours)}
-    return show(alternately(measures, args.rounds or 7), "encode_ordinary_batch", "tokens", tokens)
+    measures = {name: partial(once, bare), "prepare.py": partial(once, ours)}
+    return show(alternately(measures, args.rounds or 7), name, "tokens", tokens)
 
 
 WHAT = {"codes": codes, "step": step, "sample": sample, "memory": memory, "prepare": preparation}
