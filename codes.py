@@ -57,8 +57,7 @@ class FixedCode(nn.Module):
     A subclass has `code(ids)`, (n,) -> (n, D); `lift(code)`, (..., D) -> (..., d); and
     `embed(ids)`, the same without the dense code.
     """
-    lifts = ("linear",)
-    head_lifts = ("linear",)  # the lifts with which it can also be the output head
+    lifts = head_lifts = ("linear",)  # the latter: with which it can also be the output head
     reads_bytes = False       # whether it knows a token by its bytes, and so has `set_bytes`
     natural_std = 1.0         # rms of e per coordinate at the start, where nothing else is asked
 
@@ -122,7 +121,7 @@ class BinaryEmbedding(FixedCode):
     def reset_parameters(self, seed=0, name=""):
         """Draw the initial values: a pure function of (seed, name, shape)."""
         if self.W is not None:
-            generator = draw(seed, f"{name}weight", self.W.shape)
+            generator = draw(seed, f"{name}weight", self.W.shape)  # a table's name
             self.W.normal_(0, self.scale * self.bits**-0.5, generator=generator)
 
     def code(self, ids):
@@ -205,19 +204,16 @@ class KroneckerEmbedding(FixedCode):
         self.pos_dim, self.std = pos_dim, std or self.natural_std
         self.code_width = self.width()  # D
         self.W = nn.Parameter(torch.empty(self.code_width, embedding_dim))
-        scale, shift = self.levels()
-        packed, length = pack_bytes(token_bytes, num_embeddings, pos_dim)
-        buffers = {"bytes": packed, "length": length, "scale": scale, "shift": shift}
-        for name, value in buffers.items():  # in our checkpoints they follow from the tokenizer
-            self.register_buffer(name, value, persistent)
+        buffers = (*pack_bytes(token_bytes, num_embeddings, pos_dim), *self.levels())
+        for name, value in zip(("bytes", "length", "scale", "shift"), buffers):
+            self.register_buffer(name, value, persistent)  # ours follow from the tokenizer
         self.set_form(form)
         self.reset_parameters()
 
     @classmethod
     def from_tokenizer(cls, tokenizer, embedding_dim, num_embeddings=None, pos_dim=16, std=None):
-        """What stands for `nn.Embedding(num_embeddings, embedding_dim)` in a model of yours, its
-        codes in your checkpoints; tokenizer: what `lib.tokenizer.token_bytes` takes. No head can
-        be tied to it: W's rows are no tokens'."""
+        """In the place of an `nn.Embedding` of a model of yours, with its codes in the checkpoint.
+        tokenizer: what `lib.tokenizer.token_bytes` takes. No head can be tied to it."""
         spelled = lib.tokenizer.token_bytes(tokenizer)
         count = num_embeddings or len(spelled)
         if count < len(spelled):
@@ -238,12 +234,11 @@ class KroneckerEmbedding(FixedCode):
     @torch.no_grad()
     def reset_parameters(self, seed=0, name=""):
         """Draw the initial values: a pure function of (seed, name, shape)."""
-        generator = draw(seed, f"{name}weight", self.W.shape)
+        generator = draw(seed, f"{name}weight", self.W.shape)  # a table's name
         self.W.normal_(0, self.std * self.code_width**-0.5, generator=generator)
 
     def set_bytes(self, id, raw):
-        """Give one id other bytes, as for a forced out-of-vocabulary word in a free (padding)
-        slot."""
+        """Give one id other bytes, as for a forced out-of-vocabulary word in a free slot."""
         ids = torch.tensor([id], device=self.bytes.device)
         packed, length = pack_bytes([raw], 1, self.pos_dim)
         self.bytes[ids], self.length[ids] = packed.to(ids.device), length.to(ids.device)
@@ -251,8 +246,7 @@ class KroneckerEmbedding(FixedCode):
             self.table[ids] = self.code(ids)
 
     def rows(self, ids):
-        """Which rows of W each id sums: (n,) -> (n, P) int64; those from column L on do not
-        count."""
+        """The rows of W that each id sums: (n,) -> (n, P); those from column L on do not count."""
         spelled = self.bytes.index_select(0, ids).long()
         return spelled * self.pos_dim + torch.arange(self.pos_dim, device=ids.device)
 
@@ -296,8 +290,8 @@ class KroneckerEmbedding(FixedCode):
 
 
 def once_per_id(vectors, ids):
-    """`vectors`, a function (n,) -> (n, d), of ids (...), worked out once for each distinct id:
-    (..., d). Compiled, shapes must stand still, and each id is worked out where it stands."""
+    """`vectors`, (n,) -> (n, d), of ids (...), worked out once for each distinct id: (..., d). A
+    compiler wants shapes that stand still: each id is worked out where it stands."""
     if torch.compiler.is_compiling():
         return vectors(ids.flatten()).view(*ids.shape, -1)
     distinct, where = ids.unique(return_inverse=True)
