@@ -292,15 +292,42 @@ def draw_curves(ax, arm, curves, thin=False):
     ax.fill_between(steps, values.min(0), values.max(0), color=style["color"], alpha=0.15, lw=0)
 
 
-def loss_picture(records, title, path):
-    """loss.png of one run: training and validation loss against steps."""
+def smoothed(values):
+    """The running mean of a list over about a 25th of it: what is k values past counts w^k."""
+    weight = 1 - 25 / max(25, len(values))
+    means, total, count = [], 0.0, 0.0
+    for value in values:
+        total, count = weight * total + value, weight * count + 1
+        means.append(total / count)
+    return means
+
+
+def draw_loss(records, title):
+    """Training and validation loss of one run against steps, with the last value; the axis leaves
+    out the start, whose fall from ln V would flatten all that follows."""
     figure, (ax,) = panels(1, 7)
-    training = [(r["step"], r["loss"]) for r in records if "loss" in r]
-    validation = [(r["step"], r["val_loss"]) for r in records if "val_loss" in r]
+    training, validation = ([(r["step"], r[key]) for r in records if r.get(key) is not None]
+                            for key in ("loss", "val_loss"))
     if training:
-        ax.plot(*zip(*training), color="0.7", lw=1, label="training batch")
+        steps, losses = zip(*training)
+        ax.plot(steps, losses, color="0.75", lw=0.8, label="training batch")
+        if len(steps) > 25:
+            ax.plot(steps, smoothed(losses), color="0.4", lw=1.2, label="training, smoothed")
     if validation:
         ax.plot(*zip(*validation), color="C0", marker="o", ms=4, label="validation")
+        ax.annotate(f"{validation[-1][1]:.3f}", validation[-1], (0, 8), ha="right", color="C0",
+                    textcoords="offset points")
+    last = max((step for step, _ in [*training, *validation]), default=0)
+    later = [loss for step, loss in [*training, *validation] if step > last / 10]
+    if later:
+        ax.set_ylim(min(later) - 0.1, max(later) + 0.1)
     ax.set(xlabel="step", ylabel="loss (nats per token)", title=title)
-    ax.legend()
+    if ax.lines:
+        ax.legend()
+    return figure
+
+
+def loss_picture(records, title, path):
+    """loss.png of one run."""
+    figure = draw_loss(records, title)
     write_atomic(path, lambda file: figure.savefig(file, format="png", dpi=120))

@@ -246,7 +246,8 @@ def tuning_picture(table):
     """Loss against r and against the learning rate: every run a marker, a line through the lowest
     loss at each value, a ring around each arm's choice."""
     figure, axes = panels(2, 6.4, 5)
-    titles = {"r": "Input speed over scale", "learning_rate": "Learning rate"}
+    titles = {"r": "Input speed over scale (line: lowest at each; ring: chosen; small: the rest)",
+              "learning_rate": "Learning rate"}
     labels = {"r": "r = embed_lr_mult / rms(e) at the start", "learning_rate": "learning_rate"}
     for ax, key in zip(axes, titles):
         for name, row in table["arms"].items():

@@ -19,7 +19,7 @@ from lib.checkpoint import load_checkpoint, load_model, save_checkpoint
 from lib.config import ARM_KEYS, compose
 from lib.evaluate import input_norm
 from lib.data import Data, sequence_blocks
-from lib.report import read_run, refuse_unmatched
+from lib.report import draw_loss, read_run, refuse_unmatched
 from lib.tokenizer import from_state, token_bytes
 
 TINY = ["--dataset=small", "--n_layer=1", "--n_head=2", "--n_embd=36", "--block_size=32",
@@ -107,6 +107,23 @@ def test_what_a_run_leaves(runs, arm):
     assert from_state(saved["tokenizer"]).encode("Return") != []
     counts = load_model(runs[arm])[0].num_params()
     assert {key: header["params"][key] for key in counts} == counts
+
+
+def test_the_picture_of_a_run(runs):
+    """Its axis shows what came after the fall from ln V, its last validation is written beside the
+    curve, and the smoothed curve is a running mean."""
+    lines = [r for r in records(runs["kron"]) if "step" in r]
+    ax, = draw_loss(lines, "kron").axes
+    first, last = ([r["val_loss"] for r in lines if "val_loss" in r][i] for i in (0, -1))
+    bottom, top = ax.get_ylim()
+    assert bottom < last < top < first
+    assert [text.get_text() for text in ax.texts] == [f"{last:.3f}"]
+    batch, smooth = ax.lines[0].get_ydata(), ax.lines[1].get_ydata()
+    weight = 1 - 25 / len(batch)
+    assert smooth[0] == batch[0]
+    assert smooth[1] == pytest.approx((weight * batch[0] + batch[1]) / (weight + 1))
+    assert np.abs(np.diff(smooth)).mean() < 0.8 * np.abs(np.diff(batch)).mean()
+    assert draw_loss([{"step": 0, "val_loss": None}], "nothing yet").axes
 
 
 # The config of a run as it was written when its name was `run`, its head `tie`, and embed_std that
