@@ -231,13 +231,17 @@ def compact(text):
 
 
 def save_results(out, page, result, figure):
-    """Write OUT.png, OUT.md (a text) and OUT.json (a dict), making the folder if need be."""
+    """Write OUT.md (a text), OUT.json (a dict) and OUT.png, making the folder if need be; where
+    there is nothing to draw, `figure` None, no picture stays from before."""
     Path(out).parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(f"{out}.png", lambda file: figure.savefig(file, format="png", dpi=110))
+    if figure:
+        write_atomic(f"{out}.png", lambda file: figure.savefig(file, format="png", dpi=110))
+    else:
+        Path(f"{out}.png").unlink(missing_ok=True)
     write_atomic(f"{out}.md", lambda file: file.write(page.encode()))
     text = compact(json.dumps(rounded(result), indent=1)) + "\n"
     write_atomic(f"{out}.json", lambda file: file.write(text.encode()))
-    print(f"\nwrote {out}.md, {out}.json, {out}.png")
+    print(f"\nwrote {out}.md, {out}.json" + (f", {out}.png" if figure else ""))
 
 
 def stamp(runs):

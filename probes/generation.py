@@ -129,10 +129,15 @@ def main(args):
             "with seeds (Student); where fewer than five prompts bring the word back, or all but a "
             "few do, each prompt counts as one trial (Wilson). In one slot: the word's bytes as a "
             "single token, which only codes that read bytes can."]
+    said = any(kind["hits"] for rate in rates.values() for what in LIMITS
+               for kind in rate[what].values())
+    if not said:
+        text.append("No continuation of any run says its word again, not even within one edit: "
+                    "there is nothing to draw.")
     save(args, text + tables(rates) + [PUBLISHED],
          {"runs": runs, "sampler": SAMPLER | {"seed": 42, "samples": args.samples}, "rates": rates,
           "prompts": [row["prompt"] for row in prompts], "first_samples": first_samples(found)},
-         draw(rates))
+         draw(rates) if said else None)
 
 
 def first_samples(found):

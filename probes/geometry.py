@@ -216,10 +216,10 @@ def draw(falloff, models):
     """The picture: the falloff, and beside it the models' typographic neighbours."""
     figure, axes = panels(2 if models else 1, 6.5)
     rows = sorted(falloff, key=lambda row: (-row["edits"], row["cosine"]))
-    labels = [f"{row['anchor']}, {row['variant']}: {row['edits']}" for row in rows]
+    labels = [f"{row['anchor']} -> {row['variant']} ({row['edits']} "
+              f"edit{'s' if row['edits'] > 1 else ''})" for row in rows]
     axes[0].barh(labels, [row["cosine"] for row in rows], color="#0072B2")
-    axes[0].set(xlabel="cosine of z", ylabel="anchor, variant: edit distance",
-                title="Kronecker space, P = 32")
+    axes[0].set(xlabel="cosine of z", title="Kronecker space, P = 32")
     if models:
         for i, (space, (colour, hatch)) in enumerate(SPACES.items()):
             y = [100 * (study["spaces"][space]["typographic"] or 0) for study in models.values()]

@@ -161,14 +161,15 @@ def interval(middle, low, high, sign="", digits=1):
 
 
 def save(args, text, result, figure):
-    """Print the tables, a list of texts; write OUT.md, OUT.json and OUT.png with the command,
-    commit, hardware and date that made them."""
+    """Print the tables, a list of texts; write OUT.md, OUT.json and, if there is a figure, OUT.png
+    with the command, commit, hardware and date that made them."""
     made, name = describe_machine(DEVICE, 1), os.path.basename(args.out)
     if result.get("runs"):
         names = [f"{Path(run['run']).name} (step {run['step']:,})" for run in result["runs"]]
         text.append(f"Runs: {', '.join(names)}.")
     print(*text, sep="\n\n")
-    page = [f"# {name}", f"![{args.probe}]({name}.png)", *text,
+    picture = [f"![{args.probe}]({name}.png)"] if figure else []
+    page = [f"# {name}", *picture, *text,
             f"Made by `{made['command']}` on {made['date']}, {made['hardware']}, Python "
             f"{made['python']}, torch {made['torch']}, commit {made['commit']}."]
     save_results(args.out, "\n\n".join(page) + "\n", {"probe": args.probe} | made | result, figure)

@@ -451,6 +451,12 @@ def test_echo_rates_and_forced_bytes(made, tmp_path, call, monkeypatch, capsys):
         assert exact["interval"] == pytest.approx([25, 25] if hits else [0, 16.11], abs=0.01)
     printed = capsys.readouterr().out
     assert "one zorblat" in printed and "\033" not in printed  # plain where there is no terminal
+    assert (tmp_path / "gen.png").is_file()
+    monkeypatch.setattr(generation, "continuations", lambda *_: [" nothing"] * 4)
+    assert call(probe.main, *argv, cwd=tmp_path) == 0  # a picture of zeros is a sentence instead
+    page = (tmp_path / "gen.md").read_text()
+    assert "there is nothing to draw" in page and "![" not in page
+    assert not (tmp_path / "gen.png").exists()
 
 
 # ---- echo --------------------------------------------------------------------------------------
