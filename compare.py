@@ -6,10 +6,10 @@
     python compare.py results/tiny --tuned=results/tiny/tuning.json --out=results/tiny
 
 Runs are folders that hold a log.jsonl (and eval.npz), or folders of such folders. With equal seeds
-two arms saw the same batches and started from the same transformer body, so the gap between them is
-one number per seed. The largest set of finished runs that differ in nothing but arm and seed is
-compared, beside its other horizons (max_steps); the rest is named. Rates that differ between arms
-are compared only with --tuned, the grid that chose them; --tune chooses from a grid of runs.
+two arms saw the same batches and started from the same transformer body: one gap per seed. The
+largest set of finished runs that differ in arm and seed alone is compared, beside its other
+horizons (max_steps); the rest is named. Rates that differ between arms are compared only with
+--tuned, the grid that chose them; --tune chooses from a grid of runs.
 """
 import math
 import statistics
@@ -41,6 +41,8 @@ CONTRASTS = [
     ("fixed codes", "affine", "bpe_untied", "are recoded bits, untrained, better than a table?"),
 ]
 TABLE_FREE = ("kron_tied", "kron_code_head")
+# Exploratory, beside each arm - baseline: the head alone; chance and low rank in spelling's place.
+EXPLORATORY = [("bpe_untied_usual", "bpe_tied"), ("random", "kron"), ("lowrank", "kron")]
 
 
 # ---- statistics --------------------------------------------------------------------------------
@@ -152,10 +154,10 @@ def compare(arms, baseline, tuning=None):
         c["p_holm"] = p_holm.get(key)
         c["verdict"] = verdict(c, c["p_holm"])
         c["answer"] = answer(c, [result["arms"][arm]["tuned"] for arm in key])
-    for arm, by_seed in arms.items():
-        pair = paired(by_seed, arms[baseline], sd, degrees)
-        if pair and arm != baseline and (arm, baseline) not in made:
-            pair |= {"arm": arm, "base": baseline, "verdict": verdict(pair, pair["p"])}
+    for arm, base in dict.fromkeys([*EXPLORATORY, *((arm, baseline) for arm in arms)]):
+        pair = paired(arms.get(arm, {}), arms.get(base, {}), sd, degrees)
+        if pair and arm != base and (arm, base) not in made:
+            pair |= {"arm": arm, "base": base, "verdict": verdict(pair, pair["p"])}
             result["exploratory"].append(pair)
     return result
 
@@ -192,13 +194,11 @@ def main():
 
     notes, tuning = [], read_tuning(args.tuned) if args.tuned else None
     runs = finished_runs(args.runs, notes)
-    if tuning:
-        runs = name_runs(runs, tuning, notes)
+    runs = name_runs(runs, tuning, notes) if tuning else runs
     horizons, baseline = select(runs, args.baseline, KEYS if tuning else (), notes)
-    results = []
     for arms in horizons:
         notes += score([r for by_seed in arms.values() for r in by_seed.values()])
-        results.append(compare(arms, baseline, tuning))
+    results = [compare(arms, baseline, tuning) for arms in horizons]
     notes = warnings(horizons[0], results[0], tuning) + notes
     for note in notes:
         print(f"note: {note}", file=sys.stderr)

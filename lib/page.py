@@ -163,7 +163,7 @@ def sections(results):
                       table))
     if result["exploratory"]:
         text = "Exploratory, and outside Holm's correction." + ("" if planned else " " + intervals)
-        found.append((f"Against {result['baseline']}", text,
+        found.append(("Other contrasts", text,
                       gap_table(result, result["exploratory"])))
     return found
 

@@ -24,6 +24,7 @@ ARMS = {
     "bpe_tied": ("#000000", "o", "-"),
     "bpe_untied": ("#E69F00", "s", "--"),
     "bpe_untied_default": ("#A87400", "s", ":"),
+    "bpe_untied_usual": ("#F5C76B", "s", "-."),
     "bpe_untied_unit": ("#56B4E9", "D", "-."),
     "bpe_untied_lr": ("#009E73", "^", ":"),
     "lowrank": ("#5B3A99", "p", "-"),

@@ -144,8 +144,9 @@ def same(a, b):
 def tuned_name(run, table):
     """What a run is called in a tuned comparison, and how its setting was come by: (name, how).
 
-    how is "tuned", "default", "as ARM" (another arm of the family was tuned, this has its setting)
-    or "not tuned". (None, why) for a run that is at neither its arm's choice nor the default.
+    how is "tuned", "default", "usual" (the chosen learning rate at speed 1 and the natural scale),
+    "as ARM" (another arm of the family was tuned, this has its setting) or "not tuned". (None, why)
+    for a run of a tuned arm that is at none of these.
     """
     full, mine = untuned_name(arm_of(run)), setting(run["header"]["config"])
     at_default = table["default"] is not None and same(mine, table["default"])
@@ -155,6 +156,8 @@ def tuned_name(run, table):
                 return name, "tuned"
             if at_default:
                 return f"{name}_default", "default"
+            if same(mine, row["best"] | {"embed_lr_mult": 1, "embed_std": 0}):
+                return f"{name}_usual", "usual"
             chosen = describe_setting(row["best"])
             return None, f"{describe_setting(mine)} is not what the grid chose ({chosen})"
     family = full.split(",")[0]

@@ -32,6 +32,7 @@ if item 2; then
         for arm in bpe_tied bpe_untied kron kron_shuffled random binary affine "$T"; do at "$arm-s$seed" $arm --seed="$seed"; done
         at "lowrank-s$seed" lowrank $rank --seed="$seed"
         line "bpe_untied-default-s$seed" configs/bpe_untied.py --seed="$seed"  # the rates of configs/tiny.py
+        line "bpe_untied-usual-s$seed" configs/bpe_untied.py $(tuned bpe_tied) --seed="$seed"  # but for the head, bpe_tied
     done | WEIGHTS=1 all
 fi
 

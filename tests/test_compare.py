@@ -447,9 +447,12 @@ def tuned(tmp_path, grid, call):
         for arm, loss, options in (
                 ("bpe_tied", 4.0, rates), ("bpe_untied", 4.3, {}), ("kron", 3.9, rates),
                 ("bpe_untied,embed_lr_mult=4", 3.8, rates | {"embed_lr_mult": 4.0}),
+                ("bpe_untied,learning_rate=0.002", 3.95, rates),
                 ("lowrank,rank=32", 3.9, rates | {"rank": 32})):
             loss += rng.normal(0, 0.005)
-            made_up_run(tmp_path, arm, seed, {0: 8, 100: loss}, documents=rng.normal(loss, 1, 50),
+            documents = rng.normal(0, 1, 50)
+            documents += loss - documents.mean()
+            made_up_run(tmp_path, arm, seed, {0: 8, 100: loss}, documents=documents,
                         **options)
     return tmp_path
 
@@ -461,17 +464,23 @@ def test_tuned_arms_are_compared_at_their_own_settings(tuned, call, capsys):
     assert call(compare.main, "out", *argv, cwd=tuned) == 0
     saved = json.loads((tuned / "results" / "tiny.json").read_text())
     arms = saved["arms"]
-    assert list(arms) == ["bpe_tied", "bpe_untied", "bpe_untied_default", "lowrank", "kron"]
+    assert list(arms) == ["bpe_tied", "bpe_untied", "bpe_untied_default", "bpe_untied_usual",
+                          "lowrank", "kron"]
     assert arms["bpe_untied"]["setting"] == "0.002, speed × 4"
-    assert [a["tuned"] for a in arms.values()] == ["tuned", "tuned", "default", "tuned", "tuned"]
+    assert [a["tuned"] for a in arms.values()] == ["tuned", "tuned", "default", "usual", "tuned",
+                                                   "tuned"]
     answers = {(c["arm"], c["base"]): c["answer"] for c in saved["planned"]}
     assert answers["bpe_untied", "bpe_untied_default"] == "yes"
     assert answers["kron", "kron_shuffled"] == "not run"
+    others = {(c["arm"], c["base"]): c["gap"]["mean"] for c in saved["exploratory"]}
+    assert others["bpe_untied_usual", "bpe_tied"] == pytest.approx(-0.05, abs=0.01)  # the head
+    assert others["lowrank", "kron"] == pytest.approx(0, abs=0.01)
+    assert ("random", "kron") not in others  # not run
     assert saved["commit"] == ["abc"] and saved["hardware"] == ["a machine"] and saved["command"]
     assert "validations" not in (tuned / "results" / "tiny.json").read_text()
     page = (tuned / "results" / "tiny.md").read_text()
     order = [page.index(title) for title in ("# tiny", "## Questions", "](tiny.png)", "## Arms",
-                                             "## Planned", "## Against", "## What made")]
+                                             "## Planned", "## Other", "## What made")]
     assert order == sorted(order) and "grid of 60 steps on seed 100, used here at 100" in page
     assert "| does tuning the table's setting help? " in page
     assert (tuned / "results" / "tiny.png").read_bytes()[:4] == b"\x89PNG"

@@ -179,12 +179,14 @@ def test_the_grid_and_the_plan_with_a_stand_in_for_training(clone):
 
     bash(clone, "runs/tiny.sh", "--weight_decay=0.2")
     logs = {path.parent.name: path for path in (clone / "results").glob("tiny*/*/log.jsonl")}
-    assert len(logs) == 30 + 9 + 16 + 6 + 12 - ("kron_tied-s11" in logs)
+    assert len(logs) == 33 + 9 + 16 + 6 + 12 - ("kron_tied-s11" in logs)
     configs = {name: read_run(path.parent)["header"]["config"] for name, path in logs.items()}
     assert all(config["weight_decay"] == 0.2 for config in configs.values())
     assert configs["kron-P4-s11"]["embed_lr_mult"] == configs["kron_raw-s11"]["embed_lr_mult"] == 16
     assert configs["qr-s11"]["learning_rate"] == 4e-3
     assert configs["bpe_untied-default-s12"]["learning_rate"] == 1e-3
+    usual, tied = configs["bpe_untied-usual-s12"], configs["bpe_tied-s12"]
+    assert {key for key in usual if usual[key] != tied[key]} == {"head", "name"}
     results = json.loads((clone / "results" / "tiny.json").read_text())
     assert all(contrast["gap"] for contrast in results["planned"])
     assert {result["steps"] for result in results["horizons"]} == {4800}
