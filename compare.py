@@ -17,21 +17,19 @@ import sys
 
 import numpy as np
 
-from lib.common import InputError, Parser, run
-from lib.config import compose
+from lib.common import Parser, run
 from lib.page import page, tables, warnings
 from lib.pictures import comparison_picture
-from lib.report import order, refuse_folder, save_results, stamp
-from lib.runs import find_runs, finished_runs, score, select
+from lib.report import refuse_folder, save_results
+from lib.runs import equal_seeds, finished_runs, not_run, read_names, score, select
 from lib.stats import document_interval, holm, pooled_interval, pooled_sd, speedup, summary
-from lib.tuning import (KEYS, choose, describe_setting, name_runs, read_tuning, setting,
-                        tuning_page, tuning_picture, tuning_tables)
+from lib.tuning import ELSEWHERE, KEYS, describe_setting, name_runs, read_tuning, setting, tune
 
 # The contrasts of results/PLAN.md: (name, arm, base, question). The answer is yes if the arm's loss
 # is below its base's, no if it is above. T is the one of TABLE_FREE that tuning chose.
 CONTRASTS = [
     ("spelling", "kron", "kron_shuffled", "does spelling help?"),
-    ("head", "bpe_untied", "bpe_tied", "does untying the head help?"),
+    ("head", "bpe_untied", "bpe_tied", "does untying the head help, scale and speed tuned too?"),
     ("table at all", "kron", "bpe_untied", "is kron better than a trained table?"),
     ("table at all", "lowrank", "bpe_untied", "is a table of low rank better than a full one?"),
     ("optimiser", "bpe_untied", "bpe_untied_default", "does tuning the table's setting help?"),
@@ -79,8 +77,12 @@ def verdict(pair, p):
     """What a gap says at p-value `p`, and which interval that rests on."""
     if p is None:
         return pair["rests_on"]
-    side = "lower" if pair["gap"]["mean"] < 0 else "higher"
-    return f"{side if p < 0.05 else 'not resolved'} ({pair['rests_on']})"
+    rests, alone = pair["rests_on"], pair["gap"]["interval"]
+    if p >= 0.05:
+        return f"not resolved ({rests})"
+    if alone and alone[0] <= 0 <= alone[1]:
+        rests += "; Student's alone holds 0"
+    return f"{'lower' if pair['gap']['mean'] < 0 else 'higher'} ({rests})"
 
 
 def answer(pair, how):
@@ -90,13 +92,14 @@ def answer(pair, how):
         return "not known: not tuned"
     for arm, tuned in zip((pair["arm"], pair["base"]), how):
         wanted = "default" if arm.endswith("_default") else "tuned"
-        if tuned != wanted:
+        if tuned not in (wanted, ELSEWHERE):
             return f"not known: {arm} was not tuned"
     if pair["p_holm"] is None:
         return "not known: one training run"
     if pair["p_holm"] >= 0.05:
         return "not known"
     text = "yes" if pair["gap"]["mean"] < 0 else "no"
+    text += f", {ELSEWHERE}" if ELSEWHERE in how else ""
     return text if len(pair["seeds"]) > 1 else f"{text}, in this one training run"
 
 
@@ -125,7 +128,8 @@ def describe(by_seed):
     speeds = [v["input_speed"] for v in later if v.get("input_speed") is not None]
     return {
         "seeds": sorted(by_seed), "params": group[0]["header"]["params"],
-        "tuned": group[0].get("how"), "setting": describe_setting(setting(config)),
+        "tuned": group[0].get("how"), "tried": group[0].get("tried"),
+        "setting": describe_setting(setting(config)),
         "loss": values(group, "loss"), "bpb": values(group, "bpb"),
         "ppl": summary(math.exp(r["loss"]) for r in group),
         "rms": [values([r["vals"][i] for r in group], "input_rms") for i in (0, -1)],
@@ -138,7 +142,7 @@ def compare(arms, baseline, tuning=None):
     """Scored runs {arm: {seed: run}} -> everything that the tables and the json show."""
     losses = {(arm, seed): r["loss"] for arm, runs in arms.items() for seed, r in runs.items()}
     sd, degrees = pooled_sd(losses)
-    steps = max(r["vals"][-1]["step"] for r in arms[baseline].values())
+    steps = max(r["vals"][-1]["step"] for runs in arms.values() for r in runs.values())
     result = {"baseline": baseline, "steps": steps, "pooled": {"sd": sd, "degrees": degrees},
               "planned": [], "exploratory": [],
               "arms": {arm: describe(runs) for arm, runs in arms.items()}}
@@ -162,21 +166,7 @@ def compare(arms, baseline, tuning=None):
     return result
 
 
-# ---- commands ----------------------------------------------------------------------------------
-
-def tune(paths, default, out):
-    """--tune: what a grid chose, as tables; with `out` as tuning.json, .md and .png."""
-    found, skipped = find_runs(paths)
-    for _, why in skipped:
-        print(f"note: skipped, no run: {why}", file=sys.stderr)
-    if not found:
-        raise InputError(f"no runs of a grid below {', '.join(paths)}")
-    untuned = setting(vars(compose([default])[0])) if default else None
-    table = choose(sorted(found, key=order), untuned)
-    print("\n\n".join(tuning_tables(table)[:2]))
-    if out:
-        save_results(out, tuning_page(table, out), table | stamp(found), tuning_picture(table))
-
+# ---- the command -------------------------------------------------------------------------------
 
 def main():
     parser = Parser(description=__doc__)
@@ -185,6 +175,7 @@ def main():
     parser.add_argument("--tuned", help="tuning.json: the grid that chose each arm's setting")
     parser.add_argument("--tune", action="store_true", help="the runs are a grid: choose from it")
     parser.add_argument("--default", help="with --tune: the config whose rates nobody tuned")
+    parser.add_argument("--planned", help="a list of names: the page says which were not run")
     parser.add_argument("--out", help="write OUT.md, OUT.json and OUT.png")
     args = parser.parse_args()
     if args.out:
@@ -193,21 +184,23 @@ def main():
         return tune(args.runs, args.default, args.out)
 
     notes, tuning = [], read_tuning(args.tuned) if args.tuned else None
+    planned = read_names(args.planned) if args.planned else []
     runs = finished_runs(args.runs, notes)
     runs = name_runs(runs, tuning, notes) if tuning else runs
     horizons, baseline = select(runs, args.baseline, KEYS if tuning else (), notes)
     for arms in horizons:
         notes += score([r for by_seed in arms.values() for r in by_seed.values()])
     results = [compare(arms, baseline, tuning) for arms in horizons]
-    notes = warnings(horizons[0], results[0], tuning) + notes
+    equal = [compare(arms, baseline, tuning) for arms in equal_seeds(horizons)]
+    notes = warnings(horizons, results[0], tuning) + not_run(planned, horizons) + notes
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
-    print(tables(results))
+    print(tables(results[0], equal))
     if args.out:
-        text, saved = page(horizons, results, notes, tuning, args.out)
-        planned = [c[side] for c in results[0]["planned"] if c["gap"] for side in ("arm", "base")]
+        text, saved = page(horizons, results, equal, notes, tuning, args.out)
+        shown = [c[side] for c in results[0]["planned"] if c["gap"] for side in ("arm", "base")]
         save_results(args.out, text, saved | {"tuned": args.tuned},
-                     comparison_picture(horizons, baseline, planned))
+                     comparison_picture(horizons, baseline, shown))
 
 
 if __name__ == "__main__":

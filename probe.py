@@ -9,9 +9,10 @@
     python probe.py geometry --model=HuggingFaceTB/SmolLM-135M     # in Kronecker space, in tables?
     python probe.py norms out/tiny-*                   # how far does the input drift in training?
 
-Seeds of an arm are averaged; runs that differ in anything but arm and seed are refused. Each probe
-prints its tables and writes results/probe-NAME.md, .json and .png (or --out=results/OTHER). Prompts
-and word families are small TSV files in prompts/. `python probe.py NAME --help` says more.
+Seeds of an arm are averaged; runs that differ in anything but arm and seed are refused, where
+--tuned=results/tiny/tuning.json says each arm's own rates but for those. Each probe prints its
+tables and writes results/probe-NAME.md, .json and .png (or --out=results/OTHER). Prompts and word
+families are small TSV files in prompts/. `python probe.py NAME --help` says more.
 """
 from lib.common import Parser, run
 from lib.report import refuse_folder
@@ -29,6 +30,9 @@ def main():
         command.set_defaults(call=probe.main)
         command.add_argument("--out", default=f"results/probe-{name}",
                              help="write OUT.md, OUT.json and OUT.png")
+        if probe is not geometry:
+            command.add_argument("--tuned", help="tuning.json: the grid that chose each arm's "
+                                                 "setting")
         probe.add_arguments(command)
     args = parser.parse_args()
     refuse_folder(args.out)

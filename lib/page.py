@@ -1,8 +1,8 @@
 """A comparison as text: what a reader must know first, the answers, the tables, what made them."""
-from collections import Counter, defaultdict
+from collections import defaultdict
 from pathlib import Path
 
-from lib.report import bracket, markdown_table, pm, stamp
+from lib.report import bracket, bullets, markdown_table, pm, provenance, stamp
 from lib.tuning import describe_setting
 
 # arXiv 2605.29459 (kron) and 2605.09751 (binary, affine), as they state them.
@@ -18,25 +18,15 @@ PUBLISHED = [
 
 # ---- what to know first ------------------------------------------------------------------------
 
-def warnings(arms, result, tuning):
+def warnings(horizons, result, tuning):
     """What makes a comparison worth less than it looks: lines, most important first."""
-    runs = [run for by_seed in arms.values() for run in by_seed.values()]
+    arms = horizons[0]
     lines = [] if tuning else ["not tuned: every arm ran at the rates of its config, and nothing "
                                "here answers results/PLAN.md"]
     if tuning:
         untuned = [arm for arm, a in result["arms"].items() if a["tuned"] == "not tuned"]
         lines += [f"not tuned, no grid has them: {', '.join(untuned)}"] if untuned else []
-    dirty = [r["name"] for r in runs if r["header"].get("commit", "").endswith("+changes")]
-    if dirty:
-        lines.append(f"made from files that no commit has (+changes): {', '.join(dirty)}")
-    for run in runs:
-        if run["went_on"]:
-            lines.append(f"{run['name']} went on after a stop with other "
-                         f"{', '.join(run['went_on'])}")
-    versions = Counter(r["header"].get("code_hash", "unknown") for r in runs)
-    if len(versions) > 1:
-        counts = ", ".join(f"{code} ({n} runs)" for code, n in versions.most_common())
-        lines.append(f"several versions of the code that decides numbers: {counts}")
+    lines += provenance([r for h in horizons for by_seed in h.values() for r in by_seed.values()])
     base = arms[result["baseline"]]
     for arm, by_seed in arms.items():
         if not by_seed.keys() & base.keys():
@@ -68,6 +58,20 @@ def question_table(result):
     return markdown_table(["question", "contrast", "gap (nats)", "95 % interval", "answer"], rows)
 
 
+def table_needed(planned):
+    """What results/PLAN.md makes of the two contrasts with the table, a sentence; "" where one of
+    them has no answer."""
+    arms = {c["arm"]: c["answer"].split(",")[0] for c in planned if c["name"] == "table at all"}
+    better = " and ".join(arm for arm, says in arms.items() if says == "yes")
+    if better:
+        says = f"not needed: {better} is better"
+    elif set(arms.values()) == {"no"}:
+        says = f"needed, among these arms: {' and '.join(arms)} are both worse"
+    else:
+        return ""
+    return f"Is a trained V x d table at the input needed? It is {says}."
+
+
 def arm_table(result):
     """What each arm is and reaches."""
     rows = []
@@ -78,9 +82,10 @@ def arm_table(result):
         scale = f"{start['mean']:.3g} -> {end['mean']:.3g}" if start and end else "-"
         speed = "-" if a["speed"] is None else f"{a['speed']:.2g}"
         clipped = "-" if a["clipped"] is None else f"{100 * a['clipped']['mean']:.0f} %"
+        tuned = (a["tuned"] or "no") + (f", best of {a['tried']}" if a["tried"] else "")
         rate = "-" if a["tokens_per_s"] is None else f"{a['tokens_per_s']:,.0f}"
         rows.append([arm, numbers(a["seeds"]), *counts, pm(a["loss"]), pm(a["ppl"], 2),
-                     pm(a["bpb"]), a["setting"], a["tuned"] or "no", scale, speed, clipped, rate])
+                     pm(a["bpb"]), a["setting"], tuned, scale, speed, clipped, rate])
     columns = ["arm", "seeds", "input params", "in use", "head", "total", "loss (nats)",
                "perplexity", "bits/byte", "learning rate", "tuned", "rms(e)", "speed", "clipped",
                "tokens/s"]
@@ -110,9 +115,9 @@ def p_value(p):
     return f"{p:.2g}" if p >= 1e-5 else "< 0.00001"
 
 
-def horizon_table(results):
+def horizon_table(equal):
     """The gap of each pair at each number of steps, where there are several; else ""."""
-    results = sorted(results, key=lambda result: result["steps"])
+    results = sorted(equal, key=lambda result: result["steps"])
     pairs = [{(c["arm"], c["base"]): c for c in [*r["planned"], *r["exploratory"]] if c["gap"]}
              for r in results]
     rows = []
@@ -121,15 +126,17 @@ def horizon_table(results):
         cells = [f"{c['gap']['mean']:+.4f} {bracket(c['interval'])}" if c else "-"
                  for c in there]
         if sum(c is not None for c in there) > 1:
-            rows.append([" - ".join(key), *cells])
+            seeds = next(c["seeds"] for c in there if c)
+            rows.append([" - ".join(key), numbers(seeds), *cells])
     if not rows:
         return ""
-    return markdown_table(["contrast", *(f"{r['steps']:,} steps" for r in results)], rows)
+    return markdown_table(["contrast", "seeds", *(f"{r['steps']:,} steps" for r in results)],
+                          rows)
 
 
-def sections(results):
-    """Titles, texts and tables of the comparison: [(title, text, table)]."""
-    result = results[0]
+def sections(result, equal):
+    """Titles, texts and tables of the comparison: [(title, text, table)]. `equal`: of each horizon
+    what `equal_seeds` leaves of it, compared."""
     planned = [c for c in result["planned"] if c["gap"]]
     sd, degrees = result["pooled"]["sd"], result["pooled"]["degrees"]
     found = []
@@ -138,7 +145,8 @@ def sections(results):
             "Questions",
             "Gaps are differences in validation loss, paired by seed; below 0 the first arm is "
             "better. The interval is the one that the answer rests on; yes and no are at 5 % "
-            f"after Holm's correction for the {len(result['planned'])} planned contrasts.",
+            f"after Holm's correction for the {len(result['planned'])} planned contrasts. "
+            + table_needed(planned),
             question_table(result)))
     found.append((
         "Arms",
@@ -158,9 +166,10 @@ def sections(results):
                  "arm's.")
     if planned:
         found.append(("Planned contrasts", intervals, gap_table(result, planned)))
-    if table := horizon_table(results):
-        found.append(("Horizons", "Each with a cosine of its own; the gap and its interval.",
-                      table))
+    if table := horizon_table(equal):
+        found.append(("Horizons", "Each with a cosine of its own; the gap and its interval, over "
+                      "the seeds that all these horizons have. With one seed the interval is over "
+                      "documents, for that one training run.", table))
     if result["exploratory"]:
         text = "Exploratory, and outside Holm's correction." + ("" if planned else " " + intervals)
         found.append(("Other contrasts", text,
@@ -168,23 +177,23 @@ def sections(results):
     return found
 
 
-def tables(results):
+def tables(result, equal):
     """The comparison for a terminal."""
-    return "\n\n".join(f"{title}\n\n{table}" for title, _, table in sections(results))
+    return "\n\n".join(f"{title}\n\n{table}" for title, _, table in sections(result, equal))
 
 
 # ---- the page ----------------------------------------------------------------------------------
 
-def page(horizons, results, notes, tuning, out):
+def page(horizons, results, equal, notes, tuning, out):
     """(the whole .md, what the .json holds)."""
     arms, result, name = horizons[0], results[0], Path(out).name
     runs = [run for by_seed in arms.values() for run in by_seed.values()]
     everything = [run for h in horizons for by_seed in h.values() for run in by_seed.values()]
     made = stamp(everything)
     text = [f"# {name}: {len(arms)} arms, {len(runs)} runs"]
-    text += ["Read this first:\n\n" + "\n".join(f"- {note}" for note in notes)] if notes else []
+    text += bullets(notes)
     picture = f"![validation loss, gaps, the frontier, the gap by training count]({name}.png)"
-    for i, (title, words, table) in enumerate(sections(results)):
+    for i, (title, words, table) in enumerate(sections(result, equal)):
         text += [f"## {title}", words, table] + ([picture] if i == 0 else [])
     text += ["## Published", markdown_table(["what", "figure", "value"], PUBLISHED),
              "## What made these numbers", setting_of(runs[0])]

@@ -6,6 +6,7 @@ import os
 import re
 import shlex
 import sys
+from collections import Counter
 from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
@@ -176,17 +177,38 @@ def other_batch(a, b):
     return None
 
 
-def refuse_unmatched(runs):
-    """InputError, naming the first difference, if runs differ in anything but arm and seed, or if
-    equal seeds saw other batches."""
+def refuse_unmatched(runs, free=()):
+    """InputError, naming the first difference, if runs differ in anything but arm, seed and the
+    keys `free`, or if equal seeds saw other batches."""
     for run in runs:
-        if differs := difference(runs[0], run):
+        if differs := difference(runs[0], run, free):
             raise InputError(f"not comparable: {differs}")
     for run, why in drop_clashes(runs)[1]:
         raise InputError(f"{run['name']}: {why}")
 
 
+def provenance(runs):
+    """What a reader must know of the code that made some runs: lines, none if all is as it should
+    be. Files that no commit has, what a run went on with after a stop, several code hashes."""
+    dirty = [r["name"] for r in runs if r["header"].get("commit", "").endswith("+changes")]
+    lines = [f"made from files that no commit has (+changes): {', '.join(dirty)}"] if dirty else []
+    for run in runs:
+        if run["went_on"]:
+            lines.append(f"{run['name']} went on after a stop with other "
+                         f"{', '.join(run['went_on'])}")
+    versions = Counter(r["header"].get("code_hash", "unknown") for r in runs)
+    if len(versions) > 1:
+        counts = ", ".join(f"{code} ({n} runs)" for code, n in versions.most_common())
+        lines.append(f"several versions of the code that decides numbers: {counts}")
+    return lines
+
+
 # ---- tables out --------------------------------------------------------------------------------
+
+def bullets(notes):
+    """What a page's reader must know first, as a list of at most one paragraph."""
+    return ["Read this first:\n\n" + "\n".join(f"- {note}" for note in notes)] if notes else []
+
 
 def markdown_table(head, rows):
     """Rows of cells -> a GitHub table, padded so that it reads well in a terminal too."""

@@ -50,6 +50,23 @@ def finished_runs(paths, notes):
     return runs
 
 
+def read_names(path):
+    """A file's lines, names of runs. InputError if it cannot be read."""
+    try:
+        return list(dict.fromkeys(Path(path).read_text().split()))
+    except (OSError, ValueError) as error:
+        raise InputError(f"--planned={path}: cannot be read ({error})") from None
+
+
+def not_run(planned, horizons):
+    """A note on the planned names that no compared run has: a list of at most one line."""
+    there = {Path(run["name"]).name for arms in horizons for by_seed in arms.values()
+             for run in by_seed.values()}
+    lacking = [name for name in planned if name not in there]
+    return [f"planned and not run, {len(lacking)} of {len(planned)}: "
+            f"{', '.join(lacking)}"] if lacking else []
+
+
 # ---- comparable --------------------------------------------------------------------------------
 
 def group_runs(runs, free=()):
@@ -96,9 +113,21 @@ def select(runs, baseline, free, notes):
             horizons.append(arms)
         else:
             others = f" and {len(group) - 1} more" if len(group) > 1 else ""
-            why = f"not comparable: {differs}" if differs else f"no run of {baseline}"
+            why = f"no run of {baseline} beside it" if horizon else f"not comparable: {differs}"
             notes.append(f"left out: {group[0]['name']}{others}: {why}")
     return horizons, baseline
+
+
+def equal_seeds(horizons):
+    """Horizons, {arm: {seed: run}} each, with those seeds of an arm alone that every horizon of it
+    has, so that its losses at several can be set side by side."""
+    kept = []
+    for arms in horizons:
+        there = {arm: [h[arm].keys() for h in horizons if arm in h] for arm in arms}
+        seeds = {arm: set.intersection(*map(set, found)) for arm, found in there.items()}
+        kept.append({arm: {seed: by_seed[seed] for seed in sorted(seeds[arm])}
+                     for arm, by_seed in arms.items() if seeds[arm]})
+    return kept
 
 
 # ---- scored ------------------------------------------------------------------------------------

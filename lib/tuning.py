@@ -6,15 +6,19 @@ and back in where tuned runs are compared.
 """
 import json
 import math
+import sys
 from pathlib import Path
 
 from matplotlib.ticker import NullFormatter
 
 from lib.common import InputError
-from lib.report import arm_of, difference, look, markdown_table, panels
-from lib.runs import unfinished
+from lib.config import compose
+from lib.report import (arm_of, bullets, difference, look, markdown_table, order, panels,
+                        provenance, save_results, stamp)
+from lib.runs import HORIZON, find_runs, unfinished
 
 KEYS = ("learning_rate", "min_lr", "embed_lr_mult", "embed_std")  # what a grid may vary
+ELSEWHERE = "at settings tuned elsewhere"
 FLAT = 0.01  # nats: a step in speed that changes the loss by less is on a plateau, not at an edge
 
 
@@ -85,8 +89,8 @@ def choose(runs, default=None):
         grid = sorted(grid, key=lambda point: [point[key] for key in KEYS])
         arms[names[arm]] = {"arm": arm, "best": best, "edges": edges(grid, best), "grid": grid}
     config = runs[0]["header"]["config"]
-    return {"seed": config["seed"], "steps": config["max_steps"], "dataset": config["dataset"],
-            "default": default, "arms": arms}
+    return {"seed": config["seed"], "steps": config["max_steps"], "default": default,
+            "config": config, "data": runs[0]["header"]["data"], "arms": arms}
 
 
 def edges(grid, best):
@@ -125,7 +129,7 @@ def read_tuning(path):
     try:
         with open(path) as file:
             table = json.load(file)
-        whole = {"seed", "steps", "default", "arms"} <= table.keys()
+        whole = {"seed", "steps", "default", "config", "data", "arms"} <= table.keys()
         for row in table["arms"].values():
             whole = whole and {"arm", "best", "edges", "grid"} <= row.keys()
             whole = whole and set(KEYS) <= row["best"].keys()
@@ -188,8 +192,10 @@ def describe_setting(point):
 
 
 def name_runs(runs, tuning, notes):
-    """Runs as a tuned comparison calls them, without those that it must not use."""
-    kept = []
+    """Runs as a tuned comparison calls them, without those that it must not use. Where the grid had
+    other data or another shape, how is ELSEWHERE."""
+    kept, grid = [], {"name": "the grid", "header": {"config": tuning["config"],
+                                                    "data": tuning["data"]}}
     for r in runs:
         if r["header"]["config"]["seed"] == tuning["seed"]:
             notes.append(f"left out: {r['name']}: seed {tuning['seed']} chose the settings")
@@ -198,7 +204,13 @@ def name_runs(runs, tuning, notes):
         if name is None:
             notes.append(f"left out: {r['name']}: {how}")
             continue
-        r |= {"arm": name, "how": how}
+        elsewhere = difference(grid, r, {*KEYS, *HORIZON, "eval_tokens", "device"})
+        if elsewhere and how == "tuned":
+            how = ELSEWHERE
+            if all(before["how"] != ELSEWHERE for before in kept):
+                notes.append(f"{ELSEWHERE}: {elsewhere}")
+        tried = len(tuning["arms"][name]["grid"]) if name in tuning["arms"] else None
+        r |= {"arm": name, "how": how, "tried": tried}
         kept.append(r)
     if not kept:
         raise InputError(f"none of these runs can be compared: {notes[-1]}")
@@ -206,7 +218,25 @@ def name_runs(runs, tuning, notes):
     return kept
 
 
-# ---- page and picture --------------------------------------------------------------------------
+# ---- the command, its page and picture ---------------------------------------------------------
+
+def tune(paths, default, out):
+    """compare.py --tune: what a grid chose, as tables; with `out` as tuning.json, .md and .png."""
+    found, skipped = find_runs(paths)
+    for _, why in skipped:
+        print(f"note: skipped, no run: {why}", file=sys.stderr)
+    if not found:
+        raise InputError(f"no runs of a grid below {', '.join(paths)}")
+    untuned = setting(vars(compose([default])[0])) if default else None
+    table = choose(sorted(found, key=order), untuned)
+    notes = provenance(found)
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
+    print("\n\n".join(tuning_tables(table)[:2]))
+    if out:
+        page = tuning_page(table, notes, out)
+        save_results(out, page, table | {"notes": notes} | stamp(found), tuning_picture(table))
+
 
 def tuning_tables(table):
     """The choices, and every point of every grid, as markdown."""
@@ -226,13 +256,13 @@ def tuning_tables(table):
             "Every run:", markdown_table(["arm", *columns, ""], every)]
 
 
-def tuning_page(table, out):
+def tuning_page(table, notes, out):
     """The whole .md of a grid."""
     name = Path(out).name
     short, chosen, said, every = tuning_tables(table)
     image = f"![loss against input speed and learning rate]({name}.png)"
-    return "\n\n".join([f"# {name}: the settings that a grid chose", short, chosen, image, said,
-                        every]) + "\n"
+    return "\n\n".join([f"# {name}: the settings that a grid chose", *bullets(notes), short, chosen,
+                        image, said, every]) + "\n"
 
 
 def cells(point):

@@ -98,7 +98,7 @@ def main(args):
                                             head))
             tick()
         return nats
-    found, runs = measure_runs(args.runs, len(prompts), measure)
+    found, runs = measure_runs(args.runs, args.tuned, len(prompts), measure)
     echoes = aggregate(found)
     save(args, tables(found, echoes, len(prompts)),
          {"runs": runs, "prompts": len(prompts), "echo": echoes}, draw(echoes))

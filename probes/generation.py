@@ -120,7 +120,7 @@ def main(args):
                                 "samples": samples})
             tick()
         return records
-    found, runs = measure_runs(args.runs, len(prompts) * len(KINDS), measure)
+    found, runs = measure_runs(args.runs, args.tuned, len(prompts) * len(KINDS), measure)
     print_samples(prompts, found)
     rates = count_echoes(found, args.samples)
     text = [f"How often a continuation says the prompt's word again: {len(prompts)} prompts x "

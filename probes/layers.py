@@ -106,7 +106,7 @@ def main(args):
             split.update(several)
             tick()
         return stages
-    found, runs = measure_runs(args.runs, 2, measure)
+    found, runs = measure_runs(args.runs, args.tuned, 2, measure)
     save(args, tables(found, families, split),
          {"runs": runs, "words_of_several_tokens": sorted(split), "levels": aggregate(found)},
          draw(found))

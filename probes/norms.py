@@ -3,9 +3,9 @@ last?"""
 import numpy as np
 
 from lib.common import InputError
-from lib.report import draw_curves, markdown_table, order, panels, pm, read_run, refuse_unmatched
+from lib.report import arm_of, draw_curves, markdown_table, panels, pm, read_run
 from lib.stats import spread
-from probes.shared import about, save
+from probes.shared import about, comparable, save
 
 PUBLISHED = ("Published (2605.29459): the learned table's mean row norm drifts in training, the "
              "projection's stays near 1.0.")
@@ -16,20 +16,18 @@ def add_arguments(parser):
     parser.add_argument("runs", nargs="+", metavar="RUN", help="like out/tiny-kron-s1")
 
 
-def read_norms(paths):
+def read_norms(paths, tuned=None):
     """Folders of runs -> (the runs, {arm: {seed: {step: norm}}}); a norm is None where the input
     has no weights. InputError for what has no validation."""
-    runs = sorted((read_run(path) for path in paths), key=order)
+    runs = [read_run(path) for path in paths]
     for run in runs:
         if not run["vals"]:
             raise InputError(f"{run['name']}: its log has no validation yet")
         run["step"] = run["vals"][-1]["step"]
-    refuse_unmatched(runs)
-    curves = {}
+    runs, curves = comparable(runs, tuned), {}
     for run in runs:
-        arm, seed = run["header"]["arm"], run["header"]["config"]["seed"]
         curve = {record["step"]: record.get("input_norm") for record in run["vals"]}
-        curves.setdefault(arm, {})[seed] = curve
+        curves.setdefault(arm_of(run), {})[run["header"]["config"]["seed"]] = curve
     return runs, curves
 
 
@@ -49,7 +47,7 @@ def drift(seeds, first, last):
 
 
 def main(args):
-    runs, curves = read_norms(args.runs)
+    runs, curves = read_norms(args.runs, args.tuned)
     drifts, rows = {}, []
     figure, (ax,) = panels(1, 7.5)
     for arm, seeds in curves.items():

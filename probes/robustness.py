@@ -186,7 +186,7 @@ def main(args):
                 records.append(pair | compare_states(clean, typo))
                 tick()
             return records
-        results, runs = measure_runs(args.runs, len(pairs), measure)
+        results, runs = measure_runs(args.runs, args.tuned, len(pairs), measure)
     found = aggregate(results)
     save(args, tables(found), {"runs": runs} | found, draw(found))
 

@@ -14,7 +14,8 @@ from lib.checkpoint import load_checkpoint, load_model
 from lib.common import InputError
 from lib.config import ROOT
 from lib.machine import describe_machine
-from lib.report import order, refuse_unmatched, save_results
+from lib.report import arm_of, order, refuse_unmatched, save_results
+from lib.tuning import KEYS, name_runs, read_tuning
 
 PROMPTS = ROOT / "prompts"
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -22,15 +23,28 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 # ---- runs and tables in ------------------------------------------------------------------------
 
+def comparable(runs, tuned):
+    """Runs that may stand side by side, in the order of the tables: equal in all but arm and seed.
+    With `tuned`, the json of a grid, each at its arm's setting and named as compare.py names it.
+    InputError for others."""
+    if tuned:
+        left_out = []
+        runs = name_runs(runs, read_tuning(tuned), left_out)
+        if left_out:
+            raise InputError(left_out[0])
+    refuse_unmatched(runs, KEYS if tuned else ())
+    return sorted(runs, key=order)
+
+
 def about(runs):
     """What a results file says of each run."""
-    return [{"run": run["name"], "arm": run["header"]["arm"],
+    return [{"run": run["name"], "arm": arm_of(run),
              "seed": run["header"]["config"]["seed"], "step": run["step"]} for run in runs]
 
 
-def measure_runs(paths, steps, measure):
+def measure_runs(paths, tuned, steps, measure):
     """Call `measure(model, tokenizer, tick)` on every run -> ({arm: {seed: its result}}, about the
-    runs), sorted by arm and seed.
+    runs), sorted by arm and seed. `tuned`: see `comparable`.
 
     `measure` calls `tick()` after each of its `steps` steps. InputError, before any work, for what
     is no checkpoint of a run and for runs that cannot be compared.
@@ -44,13 +58,12 @@ def measure_runs(paths, steps, measure):
         config = {key: value for key, value in config.items() if key != "world_size"}
         header = {"arm": config.pop("arm"), "data": config.pop("data", None), "config": config}
         runs.append({"name": str(path), "step": checkpoint["step"], "steps": [], "header": header})
-    refuse_unmatched(runs)
-    runs.sort(key=order)
+    runs = comparable(runs, tuned)
     with torch.no_grad(), tqdm(desc=f"{len(runs)} runs", total=len(runs) * steps) as bar:
         for run in runs:
             model, tok, _ = load_model(run["name"], DEVICE)
-            arm, seed = run["header"]["arm"], run["header"]["config"]["seed"]
-            found.setdefault(arm, {})[seed] = measure(model, tok, bar.update)
+            by_seed = found.setdefault(arm_of(run), {})
+            by_seed[run["header"]["config"]["seed"]] = measure(model, tok, bar.update)
     return found, about(runs)
 
 

@@ -5,11 +5,10 @@ Reads eval.npz of each run, out/RUN or results/NAME/RUN, which train.py writes a
 import numpy as np
 
 from lib.common import InputError
-from lib.report import (bracket, draw_bars, markdown_table, order, panels, pm, read_run,
-                        refuse_unmatched)
+from lib.report import arm_of, bracket, draw_bars, markdown_table, panels, pm, read_run
 from lib.runs import read_evaluation
 from lib.stats import summary
-from probes.shared import about, save
+from probes.shared import about, comparable, save
 
 GROUPINGS = {"seen": "times seen in training", "length": "length in bytes", "script": "script",
              "shared": "code at P"}  # all of the input token, the one before what is predicted
@@ -125,12 +124,9 @@ def left_out(found, result):
 
 
 def main(args):
-    runs = sorted((read_run(path) for path in args.runs), key=order)
-    refuse_unmatched(runs)
-    found = {}
+    runs, found = comparable([read_run(path) for path in args.runs], args.tuned), {}
     for run in runs:
-        arm, seed = run["header"]["arm"], run["header"]["config"]["seed"]
-        found.setdefault(arm, {})[seed] = read_groups(run)
+        found.setdefault(arm_of(run), {})[run["header"]["config"]["seed"]] = read_groups(run)
         run["step"] = max((record["step"] for record in run["vals"]), default=0)
     result = aggregate(found)
     text = tables(found, result)

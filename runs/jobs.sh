@@ -6,7 +6,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 source runs/kept.sh
 JOBS=${JOBS:-$(getconf _NPROCESSORS_ONLN)}
 export OMP_NUM_THREADS=1 KEEP  # one thread: $JOBS runs go side by side
-[ -d data/docstrings ] || python prepare.py docstrings
+[ "${LIST:-}" ] || [ -d data/docstrings ] || python prepare.py docstrings
 
 job() {
     [ $# -gt 0 ] || return 0  # some xargs call it once for no lines
@@ -23,7 +23,8 @@ job() {
 }
 export -f job keep_run
 
-all() {  # jobs on standard input, $JOBS at a time
+all() {  # jobs on standard input, $JOBS at a time; with LIST=1 only their names, printed
+    [ -z "${LIST:-}" ] || { cut -d' ' -f1; return; }
     mkdir -p out "$KEEP"
     xargs -P "$JOBS" -L 1 bash -c 'job "$@"' job
 }

@@ -4,6 +4,7 @@
 #
 #     bash runs/tiny.sh                            # about 95 times 1,200 steps of 5 minutes: a night of two cores; 3 GB in out/
 #     ITEMS="2 3" SEEDS=11 bash runs/tiny.sh       # some of the items, one seed
+#     LIST=1 ITEMS="2 3 4 5" bash runs/tiny.sh     # names of what would be run: results/tiny/planned.txt
 #     bash runs/tiny.sh --device=cuda              # options go to train.py; compared are only runs that had the same
 #
 # A finished run's log.jsonl and eval.npz are kept in results/tiny/NAME. Where they are committed the run is skipped; runs that were
@@ -42,7 +43,7 @@ if item 3; then
         for arm in bpe_tied bpe_untied kron; do at "$arm-4800-s$seed" $arm --max_steps=4800 --eval_interval=400 --seed="$seed"; done
     done | WEIGHTS=1 all
     for arm in kron bpe_untied; do  # what sample.py shows in a fresh clone
-        [ ! -d out/$arm-4800-s11 ] || python -m runs.carry out/$arm-4800-s11 results/demo/$arm.pt
+        [ "${LIST:-}" ] || [ ! -d out/$arm-4800-s11 ] || python -m runs.carry out/$arm-4800-s11 results/demo/$arm.pt
     done
 fi
 
@@ -71,7 +72,7 @@ fi
 # A vocabulary of 16,384, where kron's W is a quarter of the table: other data, so a page of its own.
 if item 6; then
     KEEP=results/tiny-16384
-    [ -d data/docstrings-16384 ] || python prepare.py docstrings --tokenizer=bpe:16384 --name=docstrings-16384
+    [ "${LIST:-}" ] || [ -d data/docstrings-16384 ] || python prepare.py docstrings --tokenizer=bpe:16384 --name=docstrings-16384
     given="--dataset=docstrings-16384 $given"
     for seed in $SEEDS; do
         for arm in bpe_untied kron kron_shuffled; do at "16384-$arm-s$seed" $arm --seed="$seed"; done
@@ -79,8 +80,9 @@ if item 6; then
     done | all
 fi
 
+[ -z "${LIST:-}" ] || exit 0
 for folder in results/tiny results/tiny-16384; do
     if ls $folder/*/log.jsonl > /dev/null 2>&1; then
-        python compare.py $folder --tuned=$TUNING --baseline=bpe_untied --out=$folder
+        python compare.py $folder --tuned=$TUNING --planned=$folder/planned.txt --baseline=bpe_untied --out=$folder
     fi
 done

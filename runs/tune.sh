@@ -97,7 +97,7 @@ echo "the learning rate of what follows: ${best}e-3"
 } | all
 extend all
 
-# Not in PLAN.md: phase, whose steps are larger than kron's; it judges no question, tiny.sh draws it in the frontier.
+# For the frontier alone: phase, whose steps are larger than kron's.
 for speed in 1 0.25 0.0625 0.015625; do
     echo "phase-speed$speed configs/phase.py --embed_lr_mult=$speed $(rate "$best") $common"
 done | all

@@ -1,13 +1,14 @@
 """compare.py: gaps, verdicts and pages follow from the logs; what does not match is named."""
 import json
 import math
+import re
 
 import numpy as np
 import pytest
 
 import compare
 from conftest import records, script
-from lib import report, runs as rooms, stats, tuning
+from lib import page, report, runs as rooms, stats, tuning
 
 PARAMS = {"input": 1000, "in_use": 600, "body": 2, "head": 3, "total": 1005}
 
@@ -93,7 +94,7 @@ def test_more_arms_say_more_about_the_spread(tmp_path):
     c = pair_of(result, "kron")
     half, mean = 2.447 * sd * math.sqrt(2 / 3), c["gap"]["mean"]
     assert c["pooled"] == pytest.approx([mean - half, mean + half], abs=1e-4)
-    assert "pooled, 6 df" in compare.tables([result])
+    assert "pooled, 6 df" in compare.tables(result, [])
 
 
 @pytest.mark.parametrize("gaps, verdict", [
@@ -109,6 +110,17 @@ def test_the_verdict_names_the_interval_that_it_rests_on(tmp_path, gaps, verdict
     c = pair_of(results(folders), "random")
     assert c["verdict"] == verdict
     assert (c["interval"] is None) == (len(gaps) == 1)
+
+
+def test_a_verdict_that_the_contrast_alone_does_not_share_says_so(tmp_path):
+    """Two quiet arms make the pooled deviation small; the contrast's own three gaps hold 0."""
+    folders = []
+    for seed, gap in enumerate((-0.01, -0.09, -0.05)):
+        for arm, loss in (("bpe_tied", 4), ("random", 4 + gap), ("qr", 4), ("hash", 4)):
+            folders.append(made_up_run(tmp_path, arm, seed, {0: 8, 100: loss}))
+    c = pair_of(results(folders), "random")
+    assert c["gap"]["interval"][1] > 0 > c["pooled"][1]
+    assert c["verdict"] == "lower (seeds, pooled deviation; Student's alone holds 0)"
 
 
 def test_one_seed_has_an_interval_over_documents_and_says_so(tmp_path):
@@ -168,7 +180,7 @@ def test_without_a_grid_nothing_is_answered(tmp_path, call, capsys):
             made_up_run(tmp_path, arm, seed, {0: 8, 100: loss + seed / 100})
     assert call(compare.main, cwd=tmp_path) == 0
     said = capsys.readouterr()
-    assert "does untying the head help?" in said.out and "not known: not tuned" in said.out
+    assert "does untying the head help, scale" in said.out and "not known: not tuned" in said.out
     assert "not tuned" in said.err and "lower (seeds" in said.out
 
 
@@ -192,7 +204,7 @@ def test_an_arm_that_never_matches_has_the_inverse_ratio(tmp_path):
     result = results(folders)
     assert pair_of(result, "binary")["speedup"]["mean"] == pytest.approx(2 / 3)
     assert pair_of(result, "random")["speedup"]["mean"] == pytest.approx((4 / 3 + 2 / 3) / 2)
-    assert "0.67 ± 0.00x" in compare.tables([result])
+    assert "0.67 ± 0.00x" in compare.tables(result, [])
     run = report.read_run(folders[0])
     assert stats.speedup(run, run) == 1.0
 
@@ -223,7 +235,7 @@ def test_logs_of_before_still_read(tmp_path, tie, head):
     config = report.read_run(run)["header"]["config"]
     assert config["head"] == head and config["name"] == run.name
     assert not {"run", "tie"} & config.keys()
-    row = next(line for line in compare.tables([results([run])]).splitlines() if "4.0000" in line)
+    row = next(line for line in compare.tables(results([run]), []).splitlines() if "4.0000" in line)
     cells = [cell.strip() for cell in row.strip("|").split("|")]
     assert cells[:7] == ["bpe_tied", "1", "7", "-", "3", "12", "4.0000"] and cells.count("-") == 6
 
@@ -327,15 +339,16 @@ def test_a_baseline_that_nobody_ran_is_one_line(tmp_path, refuse):
 
 
 def test_other_horizons_stand_beside(tmp_path, call, capsys):
-    """Runs of 100 and of 400 steps are one comparison at two horizons."""
-    for steps, kron in ((100, 3.9), (400, 3.2)):
+    """Runs of 100 and of 400 steps are one comparison at two horizons, over their common seed."""
+    for steps, kron in ((100, 3.8), (400, 3.2)):
         for seed in (1, 2, 3) if steps == 100 else (1,):
             made_up_run(tmp_path, "bpe_tied", seed, {0: 8, steps: 4}, name=f"t{steps}-{seed}")
-            made_up_run(tmp_path, "kron", seed, {0: 8, steps: kron}, name=f"k{steps}-{seed}")
+            made_up_run(tmp_path, "kron", seed, {0: 8, steps: kron + 0.1 * (seed == 1)},
+                        name=f"k{steps}-{seed}")
     assert call(compare.main, "--out=r/x", cwd=tmp_path) == 0
     said = capsys.readouterr()
-    row = next(line for line in said.out.splitlines() if "bpe_tied | -0.1000 [" in line)
-    assert "kron" in row and "-0.8000" in row
+    row = next(line for line in said.out.splitlines() if "| 1     | -0.1000 -" in line)
+    assert "kron - bpe_tied" in row and "-0.7000" in row
     assert "| 100 steps" in said.out and "| 400 steps" in said.out
     assert "left out" not in said.err
     saved = json.loads((tmp_path / "r" / "x.json").read_text())
@@ -515,6 +528,40 @@ def test_an_arm_that_is_not_tuned_answers_nothing(tuned, call, capsys):
     assert call(compare.main, "--tuned=tuning.json", cwd=tuned) == 0
     row = next(line for line in capsys.readouterr().out.splitlines() if "does spelling" in line)
     assert "kron - kron_shuffled" in row and "not known: kron_shuffled was not tuned" in row
+
+
+def test_what_was_tuned_on_other_data_or_at_another_shape_says_so(tuned, call, capsys):
+    """Its answers, its table and the first lines of the page."""
+    table = json.loads((tuned / "tuning.json").read_text())
+    for change in ({"data": {"train": "other"}}, {"config": table["config"] | {"n_layer": 9}}):
+        (tuned / "tuning.json").write_text(json.dumps(table | change))
+        assert call(compare.main, "--tuned=tuning.json", cwd=tuned) == 0
+        said = capsys.readouterr()
+        assert said.err.count("note: at settings tuned elsewhere: ") == 1
+        assert "| yes, at settings tuned elsewhere |" in said.out
+        tried = len(table["arms"]["kron"]["grid"])
+        cell = rf"at settings tuned elsewhere, best of {tried} "
+        assert re.search(rf"^\| kron  .*\| {cell}", said.out, re.M)
+
+
+def test_planned_runs_that_are_not_there_are_named(tuned, call, refuse, capsys):
+    (tuned / "planned").write_text("bpe_tied-s11\nkron-s14\nqr-s11\n")
+    assert call(compare.main, "--tuned=tuning.json", "--planned=planned", cwd=tuned) == 0
+    assert "planned and not run, 2 of 3: kron-s14, qr-s11\n" in capsys.readouterr().err
+    assert "--planned=none: cannot be read" in refuse(compare.main, "--planned=none", cwd=tuned)
+
+
+@pytest.mark.parametrize("answers, says", [
+    (("yes", "no"), "It is not needed: kron is better."),
+    (("no", "no, in this one training run"),
+     "It is needed, among these arms: kron and lowrank are both worse."),
+    (("no", "not known"), ""), (("not run", "not run"), "")])
+def test_the_answer_about_the_table_is_that_of_its_two_contrasts(answers, says):
+    """As results/PLAN.md has it: not needed if one arm is better, needed if both are worse."""
+    planned = [{"name": "table at all", "arm": arm, "answer": text}
+               for arm, text in zip(("kron", "lowrank"), answers)]
+    said = page.table_needed(planned)
+    assert said.endswith(says) and bool(said) == bool(says)
 
 
 def test_a_choice_at_the_grids_edge_is_refused(tuned, refuse):

@@ -158,6 +158,14 @@ print(f"step {config['max_steps']} | validation loss {loss}")
 '''
 
 
+def test_the_list_of_planned_runs_is_what_the_recipe_would_run():
+    """results/tiny/planned.txt and results/tiny-16384/planned.txt, by which pages say what was not
+    run."""
+    for items, folder in (("2 3 4 5", "tiny"), ("6", "tiny-16384")):
+        names = bash(ROOT, "runs/tiny.sh", LIST="1", ITEMS=items)
+        assert names == (ROOT / "results" / folder / "planned.txt").read_text()
+
+
 @pytest.mark.soak
 def test_the_grid_and_the_plan_with_a_stand_in_for_training(clone):
     """tune.sh extends its grid until no choice lies at an edge; tiny.sh runs what PLAN.md lists at
