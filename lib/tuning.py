@@ -234,8 +234,9 @@ def tune(paths, default, out):
         print(f"note: {note}", file=sys.stderr)
     print("\n\n".join(tuning_tables(table)[:2]))
     if out:
-        page = tuning_page(table, notes, out)
-        save_results(out, page, table | {"notes": notes} | stamp(found), tuning_picture(table))
+        made = stamp(found)
+        save_results(out, tuning_page(table, notes, made, out), table | {"notes": notes} | made,
+                     tuning_picture(table))
 
 
 def tuning_tables(table):
@@ -256,13 +257,15 @@ def tuning_tables(table):
             "Every run:", markdown_table(["arm", *columns, ""], every)]
 
 
-def tuning_page(table, notes, out):
+def tuning_page(table, notes, made, out):
     """The whole .md of a grid."""
     name = Path(out).name
     short, chosen, said, every = tuning_tables(table)
     image = f"![loss against input speed and learning rate]({name}.png)"
+    by = (f"Made by `{made['command']}` on {made['date']}, from runs on {'; '.join(made['hardware'])}, "
+          f"commits {', '.join(made['commit'])}.")
     return "\n\n".join([f"# {name}: the settings that a grid chose", *bullets(notes), short, chosen,
-                        image, said, every]) + "\n"
+                        image, said, every, by]) + "\n"
 
 
 def cells(point):
