@@ -262,8 +262,8 @@ def tuning_page(table, notes, made, out):
     name = Path(out).name
     short, chosen, said, every = tuning_tables(table)
     image = f"![loss against input speed and learning rate]({name}.png)"
-    by = (f"Made by `{made['command']}` on {made['date']}, from runs on {'; '.join(made['hardware'])}, "
-          f"commits {', '.join(made['commit'])}.")
+    by = (f"Made by `{made['command']}` on {made['date']}, from runs on "
+          f"{'; '.join(made['hardware'])}, commits {', '.join(made['commit'])}.")
     return "\n\n".join([f"# {name}: the settings that a grid chose", *bullets(notes), short, chosen,
                         image, said, every, by]) + "\n"
 
