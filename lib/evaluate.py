@@ -3,8 +3,9 @@ the whole validation split, scored at the last step: eval.npz, a few kB that say
 loss is. compare.py draws documents from it, probe.py tokens reads its groups.
 
     doc_nats, doc_tokens, doc_bytes (N,)   of each document (of neighbouring ones, past 5,000)
-    seen_nats, seen_tokens                 by how often training saw the current input token: bin 0
-                                           never, bin k 2^(k-1) <= times < 2^k
+    seen_nats, seen_tokens                 by how often training will have seen the input token: its
+                                           count in the text times the epochs, rounded; bin 0 never,
+                                           bin k 2^(k-1) <= times < 2^k
     length_nats, length_tokens             by the input token's length in bytes
     script_names, script_nats, script_tokens    by its script
     shared_nats, shared_tokens (2,)        by whether its first P bytes are another token's as well
@@ -132,7 +133,8 @@ def evaluate(model, data, config, place, epochs):
     names = sorted(set(scripts))
     script = np.array([names.index(name) for name in scripts])
     holders = Counter(spelled[:config.pos_dim] for spelled in raw)
-    shared = np.array([int(holders[spelled[:config.pos_dim]] > 1) for spelled in raw])
+    shared = np.array([int(spelled != b"" and holders[spelled[:config.pos_dim]] > 1)
+                       for spelled in raw])
 
     found = {"script_names": np.array(names)}
     found["doc_nats"], found["doc_tokens"], found["doc_bytes"] = by_document(

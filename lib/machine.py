@@ -250,7 +250,7 @@ def git(*args):
 
 
 DECISIVE = ("codes.py", "rivals.py", "model.py", "train.py", "lib/config.py", "lib/data.py",
-            "lib/gf2.py")
+            "lib/evaluate.py", "lib/gf2.py")
 
 
 def code_hash():

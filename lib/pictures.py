@@ -152,8 +152,8 @@ def overlap(a, b):
 
 
 def draw_counts(ax, arms, shown, baseline):
-    """Gap to the baseline by how often training saw the current input token, mean over seeds with
-    a band; grey: the share of validation tokens."""
+    """Gap to the baseline by how often training is expected to have seen the current input token,
+    mean over seeds with a band; grey: the share of validation tokens."""
     common = next(iter(arms[baseline].values()))["eval"]["seen_tokens"]
     bins = np.flatnonzero(common)
     share = common[bins] / common.sum()
@@ -172,5 +172,5 @@ def draw_counts(ax, arms, shown, baseline):
         draw_curves(ax, arm, curves)
     labels = ["never" if k == 0 else f"{2 ** (k - 1):,}" for k in bins]
     ax.set_xticks(bins, labels, rotation=45, ha="right", fontsize=8)
-    ax.set(xlabel="times that training saw the current input token, from",
+    ax.set(xlabel="times that training saw the current input token (expected), from",
            ylabel=f"loss - loss of {baseline} (nats)", title="Where the gap is")

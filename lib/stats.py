@@ -146,14 +146,6 @@ def holm(p_values, count=None):
     return corrected
 
 
-def mcnemar(b, c):
-    """Exact two-sided p-value of McNemar's test for b and c discordant pairs: binomial, half each.
-    mcnemar(22, 13) is 0.18."""
-    n = b + c
-    tail = sum(math.comb(n, k) for k in range(min(b, c) + 1))
-    return min(1.0, 2 * tail / 2**n)
-
-
 def wilson(hits, trials):
     """95 % interval of a binomial proportion: Wilson's score interval (1927). (low, high)."""
     z, p = 1.959964, hits / trials
@@ -167,11 +159,18 @@ def wilson(hits, trials):
 
 def crossed_interval(values):
     """95 % interval of a mean over seeds and prompts, (S, N) numbers: prompts drawn anew, seeds as
-    in `document_interval`. With one seed it holds for that very training run. [low, high]."""
+    in `document_interval`. With one seed it holds for that very training run. [low, high].
+
+    Few prompts drawn anew vary too little, by (N-1)/N, and the normal tail is too short for them:
+    the draws are stretched to Student's interval of N numbers.
+    """
     values = np.asarray(values, dtype=float)
     seeds, prompts = values.shape
     drawn = np.random.RandomState(0).randint(0, prompts, (DRAWS, prompts))
     draws = values.mean(0)[drawn].mean(1)
+    if prompts > 1:
+        stretch = student_quantile(prompts - 1) / 1.959964 * math.sqrt(prompts / (prompts - 1))
+        draws = values.mean() + stretch * (draws - values.mean())
     error = np.std(values.mean(1), ddof=1) / math.sqrt(seeds) if seeds > 1 else 0.0
     return document_interval(draws, error, seeds - 1)[0]
 
@@ -194,7 +193,8 @@ def share_interval(shares, enough=5):
 
 def sign_flip(differences):
     """Exact two-sided p-value of paired differences (n,), whole numbers, whose signs are coins
-    where nothing is different. With differences of -1, 0 and 1 this is McNemar's exact test."""
+    where nothing is different. With differences of -1, 0 and 1 this is McNemar's exact test: 22 of
+    the one and 13 of the other give 0.18."""
     differences = np.asarray(differences, dtype=int)
     probability = np.ones(1)  # of each sum of the pairs so far, from the lowest on
     for size in np.abs(differences):

@@ -3,6 +3,7 @@ import csv
 import json
 import os
 import re
+import sys
 import unicodedata
 from pathlib import Path
 
@@ -28,10 +29,12 @@ def comparable(runs, tuned):
     With `tuned`, the json of a grid, each at its arm's setting and named as compare.py names it.
     InputError for others."""
     if tuned:
-        left_out = []
-        runs = name_runs(runs, read_tuning(tuned), left_out)
-        if left_out:
-            raise InputError(left_out[0])
+        given, notes = runs, []
+        runs = name_runs(given, read_tuning(tuned), notes)
+        if len(runs) < len(given):
+            raise InputError(next(note for note in notes if note.startswith("left out")))
+        for note in notes:
+            print(f"note: {note}", file=sys.stderr)
     refuse_unmatched(runs, KEYS if tuned else ())
     return sorted(runs, key=order)
 

@@ -10,7 +10,7 @@ from lib.runs import read_evaluation
 from lib.stats import summary
 from probes.shared import about, comparable, save
 
-GROUPINGS = {"seen": "times seen in training", "length": "length in bytes", "script": "script",
+GROUPINGS = {"seen": "expected times in training", "length": "length in bytes", "script": "script",
              "shared": "code at P"}  # all of the input token, the one before what is predicted
 LONG = 17  # bytes from which lengths are one group: what the usual P = 16 cuts
 
@@ -69,7 +69,8 @@ def read_groups(run):
 def aggregate(found):
     """{arm: {seed: groups}} -> {grouping: {group: {"share": of all tokens, "arms": {arm: {"nats",
     "gap"}}}}}: mean nats a token over the seeds that have such tokens, and the gap to the first arm
-    over the seeds that both have, `over_seeds` each. Groups without tokens are left out."""
+    over the seeds in which both have the same of them (at another P other codes are shared),
+    `over_seeds` each. Groups without tokens are left out."""
     first_arm = next(iter(found))
     result = {}
     for grouping in ("all", *GROUPINGS):
@@ -86,7 +87,9 @@ def aggregate(found):
                 continue
             arms = {}
             for arm, by_seed in means.items():
-                common = sorted(by_seed.keys() & means[first_arm].keys())
+                common = [seed for seed in sorted(by_seed.keys() & means[first_arm].keys())
+                          if found[arm][seed][grouping][name][1]
+                          == found[first_arm][seed][grouping][name][1]]
                 gaps = [by_seed[seed] - means[first_arm][seed] for seed in common]
                 arms[arm] = {"nats": over_seeds(list(by_seed.values())),
                              "gap": over_seeds(gaps) if arm != first_arm else None}
@@ -138,7 +141,8 @@ def tables(found, result):
     arms = list(found)
     everything = result["all"]["all"]["arms"]
     text = ["Mean nats per token over the whole validation text, by the input token, the one just "
-            "before what is predicted; mean ± sd over seeds. All tokens: "
+            "before what is predicted; mean ± sd over seeds. Exploratory: many groups, and no "
+            "correction for that. All tokens: "
             + "; ".join(f"{arm} {pm(everything[arm]['nats'])}" for arm in arms) + "."]
     for grouping, title in GROUPINGS.items():
         rows, gaps = [], []

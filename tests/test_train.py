@@ -5,6 +5,7 @@ import hashlib
 import json
 import math
 import shutil
+from collections import Counter, defaultdict
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,14 +14,15 @@ import torch
 
 import prepare
 import train
-from conftest import (ARMS, CPU, LONG, SHORT, UNSCALED, build, config_of, error_line, records,
+from conftest import (ARMS, CPU, LONG, ROOT, SHORT, UNSCALED, build, config_of, error_line, records,
                       script, series, tree)
+from lib import machine
 from lib.checkpoint import load_checkpoint, load_model, save_checkpoint
 from lib.config import ARM_KEYS, compose
 from lib.evaluate import input_norm
 from lib.data import Data, sequence_blocks
 from lib.report import draw_loss, read_run, refuse_unmatched
-from lib.tokenizer import from_state, token_bytes
+from lib.tokenizer import from_state, script_of, token_bytes
 
 TINY = ["--dataset=small", "--n_layer=1", "--n_head=2", "--n_embd=36", "--block_size=32",
         "--batch_size=4", "--max_steps=2", "--eval_tokens=128", "--gradient_accumulation_steps=1",
@@ -81,6 +83,71 @@ def test_validation_is_what_it_says(runs, data_dir):
     assert last["val_ppl"] == pytest.approx(math.exp(last["val_loss"]))
     assert last["val_bpb"] == pytest.approx(nats / math.log(2) / size, abs=1e-5)
     assert last["input_norm"] == pytest.approx(input_norm(model), rel=1e-5)
+
+
+def test_the_whole_validation_split_is_scored(runs, data_dir):
+    """eval.npz, worked out anew: each token but the first has one loss, given its block, the last
+    block being the last 64 tokens; summed by document and by the input token's group."""
+    model, tok, checkpoint = load_model(runs["kron"])
+    train_ids, ids = (np.fromfile(data_dir / f"{split}.bin", np.uint16).astype(np.int64)
+                      for split in ("train", "val"))
+    starts = [*range(0, len(ids) - 64, 64), len(ids) - 65]
+    x = torch.from_numpy(np.stack([ids[s:s + 64] for s in starts]))
+    y = torch.from_numpy(np.stack([ids[s + 1:s + 65] for s in starts]))
+    loss = {}  # of the token at each place
+    with torch.no_grad():
+        for s, rows, targets in zip(starts, x.split(1), y.split(1)):
+            log_p = model(rows).log_softmax(-1).gather(2, targets.unsqueeze(2))
+            for i, nats in enumerate((-log_p).flatten().tolist()):
+                loss.setdefault(s + 1 + i, nats)
+    assert len(loss) == len(ids) - 1
+
+    spelled = token_bytes(tok)
+    sharing = Counter(raw[:16] for raw in spelled)
+    epochs = records(runs["kron"])[0]["epochs"]
+    expected = np.bincount(train_ids, minlength=len(spelled)) * epochs
+    groups, documents = defaultdict(lambda: [0.0, 0]), [[0.0, 0, 0]]
+    for place, nats in loss.items():
+        given, token = ids[place - 1], ids[place]
+        documents[-1][0] += nats
+        documents[-1][1] += 1
+        documents[-1][2] += len(spelled[token]) * (token != tok.eot)
+        if token == tok.eot:
+            documents.append([0.0, 0, 0])
+        text = spelled[given].decode(errors="replace")
+        for name, group in (("seen", int(round(expected[given])).bit_length()),
+                            ("length", len(spelled[given])), ("script", script_of(text)),
+                            ("shared", int(given != tok.eot and sharing[spelled[given][:16]] > 1))):
+            groups[name, group][0] += nats
+            groups[name, group][1] += 1
+    file = runs["kron"] / "eval.npz"
+    found = np.load(file)
+    documents = np.array([document for document in documents if document[1]])
+    for column, name in enumerate(("nats", "tokens", "bytes")):
+        assert found[f"doc_{name}"] == pytest.approx(documents[:, column], rel=1e-4)
+    for (name, group), (nats, tokens) in groups.items():
+        place = list(found["script_names"]).index(group) if name == "script" else group
+        assert found[f"{name}_nats"][place] == pytest.approx(nats, rel=1e-4)
+        assert found[f"{name}_tokens"][place] == tokens
+    assert all(found[f"{name}_tokens"].sum() == len(loss) for name, _ in groups)
+    assert len(ids) % 64 != 1 and len(documents) > 100  # the last block overlaps
+    assert file.stat().st_size < 100_000
+
+
+def test_the_code_hash_is_of_statements(tmp_path, monkeypatch):
+    """A statement of each file that decides numbers changes it; comments and docstrings do not."""
+    for name in machine.DECISIVE:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
+    whole = machine.code_hash()
+    monkeypatch.setattr(machine, "ROOT", tmp_path)
+    for name in machine.DECISIVE:
+        text = (tmp_path / name).read_text()
+        (tmp_path / name).write_text(text.replace('"""', '"""Other words. ', 1) + "\n# a comment\n")
+        assert machine.code_hash() == whole
+        (tmp_path / name).write_text(text + "\nx = 1\n")
+        assert machine.code_hash() != whole
+        (tmp_path / name).write_text(text)
 
 
 @pytest.mark.parametrize("arm", ["bpe_tied", "kron", "binary", "affine", "random"])
