@@ -18,7 +18,7 @@ import sys
 import numpy as np
 
 from lib.common import Parser, run
-from lib.page import page, tables, warnings
+from lib.page import at_equal_seeds, page, tables, warnings
 from lib.pictures import comparison_picture
 from lib.report import refuse_folder, save_results
 from lib.runs import equal_seeds, finished_runs, not_run, read_names, score, select
@@ -191,7 +191,7 @@ def main():
     for arms in horizons:
         notes += score([r for by_seed in arms.values() for r in by_seed.values()])
     results = [compare(arms, baseline, tuning) for arms in horizons]
-    equal = [compare(arms, baseline, tuning) for arms in equal_seeds(horizons)]
+    equal = at_equal_seeds(compare(arms, baseline, tuning) for arms in equal_seeds(horizons))
     notes = warnings(horizons, results[0], tuning) + not_run(planned, horizons) + notes
     for note in notes:
         print(f"note: {note}", file=sys.stderr)

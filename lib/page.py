@@ -115,28 +115,35 @@ def p_value(p):
     return f"{p:.2g}" if p >= 1e-5 else "< 0.00001"
 
 
+def at_equal_seeds(results):
+    """Comparisons of horizons with equal seeds -> the contrasts that several of them have, each
+    with its number of steps, shortest first."""
+    found = {}
+    for result in sorted(results, key=lambda result: result["steps"]):
+        for c in [*result["planned"], *result["exploratory"]]:
+            if c["gap"]:
+                pair = {key: c[key] for key in ("arm", "base", "seeds", "gap", "interval")}
+                found.setdefault((c["arm"], c["base"]), []).append(pair
+                                                                   | {"steps": result["steps"]})
+    return [c for contrasts in found.values() if len(contrasts) > 1 for c in contrasts]
+
+
 def horizon_table(equal):
-    """The gap of each pair at each number of steps, where there are several; else ""."""
-    results = sorted(equal, key=lambda result: result["steps"])
-    pairs = [{(c["arm"], c["base"]): c for c in [*r["planned"], *r["exploratory"]] if c["gap"]}
-             for r in results]
-    rows = []
-    for key in dict.fromkeys(key for found in pairs for key in found):
-        there = [found.get(key) for found in pairs]
-        cells = [f"{c['gap']['mean']:+.4f} {bracket(c['interval'])}" if c else "-"
-                 for c in there]
-        if sum(c is not None for c in there) > 1:
-            seeds = next(c["seeds"] for c in there if c)
-            rows.append([" - ".join(key), numbers(seeds), *cells])
+    """The gap of each contrast of `at_equal_seeds` at each number of steps; "" without any."""
+    at, rows = sorted({c["steps"] for c in equal}), {}
+    for c in equal:
+        row = rows.setdefault((c["arm"], c["base"], numbers(c["seeds"])), dict.fromkeys(at, "-"))
+        row[c["steps"]] = f"{c['gap']['mean']:+.4f} {bracket(c['interval'])}"
     if not rows:
         return ""
-    return markdown_table(["contrast", "seeds", *(f"{r['steps']:,} steps" for r in results)],
-                          rows)
+    head = ["contrast", "seeds", *(f"{steps:,} steps" for steps in at)]
+    return markdown_table(head, [[f"{arm} - {base}", seeds, *row.values()]
+                                 for (arm, base, seeds), row in rows.items()])
 
 
 def sections(result, equal):
-    """Titles, texts and tables of the comparison: [(title, text, table)]. `equal`: of each horizon
-    what `equal_seeds` leaves of it, compared."""
+    """Titles, texts and tables of the comparison: [(title, text, table)]. `equal`: what
+    `at_equal_seeds` found."""
     planned = [c for c in result["planned"] if c["gap"]]
     sd, degrees = result["pooled"]["sd"], result["pooled"]["degrees"]
     found = []
@@ -212,7 +219,7 @@ def page(horizons, results, equal, notes, tuning, out):
     commands = [f"{r['header'].get('date', '')}  {r['header'].get('command', r['name'])}"
                 for r in everything]
     text.append("\n".join(["```", *commands, "```"]))
-    saved = made | result | {"notes": notes, "horizons": results[1:],
+    saved = made | result | {"notes": notes, "horizons": results[1:], "equal_seeds": equal,
                              "runs": [run["name"] for run in everything],
                              "data": runs[0]["header"]["data"]}
     return "\n\n".join(text) + "\n", saved

@@ -1,47 +1,65 @@
-"""Writes what came out into the README, between marks there: the answers of results/tiny.json, and
-losses of results/tiny/tuning.json.
+"""Writes what came out, results/tiny.json, into the README, between marks there.
 
     python -m runs.answers
 """
 import json
 import re
+from collections import Counter
 
 from compare import CONTRASTS
 from lib.common import run, write_atomic
 from lib.config import ROOT
+from lib.page import numbers, table_needed
+
+
+def gap(contrast):
+    """A contrast's gap and interval in nats, -0.085 [-0.110, -0.060]."""
+    low, high = contrast["interval"]
+    return f"{contrast['gap']['mean']:+.3f} [{low:+.3f}, {high:+.3f}]"
 
 
 def answer(contrast):
-    """A planned contrast of a comparison's json in a few words: answer, gap, interval."""
+    """A planned contrast in a few words: answer, gap, interval."""
     if not contrast["gap"] or contrast["answer"].startswith("not known:"):
         return "not known yet"
-    low, high = contrast["interval"]
-    return f"{contrast['answer']}: {contrast['gap']['mean']:+.3f} [{low:+.3f}, {high:+.3f}]"
+    return f"{contrast['answer']}: {gap(contrast)}"
 
 
-def lowest(grid, usual):
-    """The lowest loss among a grid's points, in nats; `usual`: among those of natural speed and
-    scale."""
-    losses = [point["val_loss"] for point in grid if point["val_loss"] is not None
-              and not (usual and (point["embed_std"] or point["embed_lr_mult"] != 1))]
-    return f"{min(losses):.2f}"
+def state(planned):
+    """How many of the planned contrasts were run with which seeds."""
+    seeds = Counter(tuple(c["seeds"]) for c in planned if c["gap"])
+    said = [f"{count} with seed{'s' if len(those) > 1 else ''} {numbers(those)}"
+            for those, count in seeds.most_common()]
+    lacking = len(planned) - seeds.total()
+    return "; ".join(said + ([f"{lacking} not yet"] if lacking else []))
 
 
-def written(text, results, tuning):
-    """The text with the numbers of a comparison's and a grid's json between its marks:
-    <!-- answer:ARM - BASE -->, <!-- tuned:ARM -->, <!-- usual:ARM -->, each up to <!-- / -->."""
-    said = {f"answer:{arm} - {base}": answer(contrast)
-            for (_, arm, base, _), contrast in zip(CONTRASTS, results["planned"])}
-    for arm, chosen in tuning["arms"].items():
-        for what in ("tuned", "usual"):
-            said[f"{what}:{arm}"] = lowest(chosen["grid"], what == "usual")
+def horizons(results):
+    """{(arm, base): its gap at each number of steps, over equal seeds}, as text."""
+    said = {}
+    for c in results["equal_seeds"]:
+        said.setdefault((c["arm"], c["base"]), []).append(f"{gap(c)} at {c['steps']:,}")
+    return {pair: " and ".join(parts) + " steps" for pair, parts in said.items()}
+
+
+def written(text, results):
+    """The text with the numbers of a comparison's json between its marks, each up to <!-- / -->:
+    <!-- answer:ARM - BASE -->, <!-- other:ARM - BASE -->, <!-- horizon:ARM - BASE -->,
+    <!-- state:planned --> and <!-- needed:table -->. KeyError for what is not in the json."""
+    said = {"state:planned": state(results["planned"]),
+            "needed:table": table_needed(results["planned"])}
+    for (_, arm, base, _), contrast in zip(CONTRASTS, results["planned"]):
+        said[f"answer:{arm} - {base}"] = answer(contrast)
+    for contrast in results["exploratory"]:
+        said[f"other:{contrast['arm']} - {contrast['base']}"] = gap(contrast)
+    for (arm, base), gaps in horizons(results).items():
+        said[f"horizon:{arm} - {base}"] = gaps
     return re.sub("(<!-- (.+?:.+?) -->).*?(<!-- / -->)", lambda m: m[1] + said[m[2]] + m[3], text)
 
 
 def main():
-    page, results = ROOT / "README.md", ROOT / "results"
-    found = [json.loads((results / name).read_text()) for name in ("tiny.json", "tiny/tuning.json")]
-    text = written(page.read_text(), *found)
+    page = ROOT / "README.md"
+    text = written(page.read_text(), json.loads((ROOT / "results/tiny.json").read_text()))
     write_atomic(page, lambda file: file.write(text.encode()))
 
 

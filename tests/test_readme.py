@@ -22,7 +22,7 @@ import sample
 import train
 from conftest import ROOT, SHORT, script
 from lib import show
-from runs.answers import answer, lowest, written
+from runs.answers import answer, horizons, state, written
 from test_recipes import clone
 
 README = (ROOT / "README.md").read_text()
@@ -99,18 +99,25 @@ def test_each_planned_contrast_has_a_place_for_its_answer():
 
 
 def test_its_numbers_are_those_of_the_results():
-    """Every answer and every loss is computed, from the pages that stand beside it."""
-    results, tuning = (json.loads((ROOT / "results" / name).read_text())
-                       for name in ("tiny.json", "tiny/tuning.json"))
-    assert written(README, results, tuning) == README
-    contrast = {"gap": {"mean": -0.0852}, "interval": [-0.11, -0.0604], "answer": "yes"}
+    """Every answer is computed, from the json that stands beside it; a mark that has none fails."""
+    results = json.loads((ROOT / "results" / "tiny.json").read_text())
+    assert written(README, results) == README
+    with pytest.raises(KeyError):
+        written("<!-- other:kron - nothing -->0.1<!-- / -->", results)
+
+
+def test_a_result_in_a_few_words():
+    contrast = {"gap": {"mean": -0.0852}, "interval": [-0.11, -0.0604], "answer": "yes",
+                "seeds": [1, 2]}
     assert answer(contrast) == "yes: -0.085 [-0.110, -0.060]"
     assert answer(contrast | {"answer": "not known"}) == "not known: -0.085 [-0.110, -0.060]"
     assert answer(contrast | {"answer": "not known: not tuned"}) == "not known yet"
     assert answer({"gap": None, "answer": "not run"}) == "not known yet"
-    grid = [{"val_loss": loss, "embed_std": std, "embed_lr_mult": speed}
-            for loss, std, speed in ((4.7, 0, 1), (4.4, 1, 1), (None, 0, 1), (4.456, 0, 4))]
-    assert lowest(grid, usual=False) == "4.40" and lowest(grid, usual=True) == "4.70"
+    planned = [contrast, contrast, contrast | {"seeds": [1]}, {"gap": None}]
+    assert state(planned) == "2 with seeds 1, 2; 1 with seed 1; 1 not yet"
+    equal = [contrast | {"arm": "a", "base": "b", "steps": steps} for steps in (100, 4800)]
+    assert horizons({"equal_seeds": equal}) == {
+        ("a", "b"): "-0.085 [-0.110, -0.060] at 100 and -0.085 [-0.110, -0.060] at 4,800 steps"}
 
 
 def test_the_diff_that_adds_an_arm(small_data, tmp_path, call, monkeypatch):
