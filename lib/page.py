@@ -2,7 +2,10 @@
 from collections import defaultdict
 from pathlib import Path
 
+import numpy as np
+
 from lib.report import bracket, bullets, markdown_table, pm, provenance, stamp
+from lib.stats import pooled_sd
 from lib.tuning import describe_setting
 
 # arXiv 2605.29459 (kron) and 2605.09751 (binary, affine), as they state them.
@@ -37,6 +40,22 @@ def warnings(horizons, result, tuning):
         if all(pair) and pair[0].keys() != pair[1].keys():
             lines.append(f"unequal seeds: {c['arm']} has {numbers(pair[0])}, {c['base']} has "
                          f"{numbers(pair[1])}; their gap is over the common ones")
+    return lines + unequal_spread(arms)
+
+
+def unequal_spread(arms, times=3):
+    """Lines on arms whose residual deviation over seeds is more than so many times that of all the
+    others, which is what the pooled interval takes for granted that it is not."""
+    lines = []
+    for arm in arms:
+        losses = {(name, seed): run["loss"] for name, by_seed in arms.items()
+                  for seed, run in by_seed.items() if len(by_seed) > 1}
+        sd = np.std([losses[key] for key in losses if key[0] == arm] or [0, 0], ddof=1)
+        others, _ = pooled_sd({key: loss for key, loss in losses.items() if key[0] != arm})
+        if others and sd > times * others:
+            lines.append(f"unequal spread: {arm}'s losses have a deviation of {sd:.3f} over seeds, "
+                         f"the other arms a pooled one of {others:.3f}; pooled over all, intervals "
+                         f"are too narrow for gaps to {arm} and too wide for the rest")
     return lines
 
 

@@ -123,6 +123,17 @@ def test_a_verdict_that_the_contrast_alone_does_not_share_says_so(tmp_path):
     assert c["verdict"] == "lower (seeds, pooled deviation; Student's alone holds 0)"
 
 
+def test_an_arm_that_spreads_more_than_the_others_is_named(tmp_path, call, capsys):
+    """The pooled interval takes equal deviations for granted."""
+    rng = np.random.default_rng(3)
+    for arm, sd in (("bpe_tied", 0.2), ("bpe_untied", 0.01), ("kron", 0.01), ("random", 0.01)):
+        for seed in (1, 2, 3):
+            made_up_run(tmp_path, arm, seed, {0: 8, 100: 4 + rng.normal(0, sd)})
+    assert call(compare.main, cwd=tmp_path) == 0
+    notes = [line for line in capsys.readouterr().err.splitlines() if "unequal spread" in line]
+    assert len(notes) == 1 and "unequal spread: bpe_tied's losses" in notes[0]
+
+
 def test_one_seed_has_an_interval_over_documents_and_says_so(tmp_path):
     """One run an arm, 0.1 lower on every document but for noise of 0.2: +- 1.96 * 0.2 / sqrt(400).
     The loss is that of the whole split, not of the last validation."""
