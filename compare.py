@@ -29,7 +29,7 @@ from lib.tuning import ELSEWHERE, KEYS, describe_setting, name_runs, read_tuning
 # is below its base's, no if it is above. T is the one of TABLE_FREE that tuning chose.
 CONTRASTS = [
     ("spelling", "kron", "kron_shuffled", "does spelling help?"),
-    ("head", "bpe_untied", "bpe_tied", "does untying the head help, scale and speed tuned too?"),
+    ("head", "bpe_untied", "bpe_tied", "is an untied table, fully tuned, better than a tied one?"),
     ("table at all", "kron", "bpe_untied", "is kron better than a trained table?"),
     ("table at all", "lowrank", "bpe_untied", "is a table of low rank better than a full one?"),
     ("optimiser", "bpe_untied", "bpe_untied_default", "does tuning the table's setting help?"),
@@ -81,7 +81,7 @@ def verdict(pair, p):
     if p >= 0.05:
         return f"not resolved ({rests})"
     if alone and alone[0] <= 0 <= alone[1]:
-        rests += "; Student's alone holds 0"
+        rests += "; its own Student interval holds 0"
     return f"{'lower' if pair['gap']['mean'] < 0 else 'higher'} ({rests})"
 
 
@@ -160,7 +160,7 @@ def compare(arms, baseline, tuning=None):
         c["answer"] = answer(c, [result["arms"][arm]["tuned"] for arm in key])
     for arm, base in dict.fromkeys([*EXPLORATORY, *((arm, baseline) for arm in arms)]):
         pair = paired(arms.get(arm, {}), arms.get(base, {}), sd, degrees)
-        if pair and arm != base and (arm, base) not in made:
+        if pair and arm != base and not {(arm, base), (base, arm)} & made.keys():
             pair |= {"arm": arm, "base": base, "verdict": verdict(pair, pair["p"])}
             result["exploratory"].append(pair)
     return result

@@ -9,10 +9,10 @@
     python probe.py geometry --model=HuggingFaceTB/SmolLM-135M     # in Kronecker space, in tables?
     python probe.py norms out/tiny-*                   # how far does the input drift in training?
 
-Seeds of an arm are averaged; runs that differ in anything but arm and seed are refused, where
---tuned=results/tiny/tuning.json says each arm's own rates but for those. Each probe prints its
-tables and writes results/probe-NAME.md, .json and .png (or --out=results/OTHER). Prompts and word
-families are small TSV files in prompts/. `python probe.py NAME --help` says more.
+Seeds of an arm are averaged; runs that differ in anything but arm and seed are refused, but for
+rates as a grid chose them, --tuned=results/tiny/tuning.json. Each probe prints its tables and
+writes results/probe-NAME.md, .json and .png (or --out=results/OTHER). Prompts and word families are
+small TSV files in prompts/. `python probe.py NAME --help` says more.
 """
 from lib.common import Parser, run
 from lib.report import refuse_folder

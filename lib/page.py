@@ -6,7 +6,7 @@ import numpy as np
 
 from lib.report import bracket, bullets, markdown_table, pm, provenance, stamp
 from lib.stats import pooled_sd
-from lib.tuning import describe_setting
+from lib.tuning import ELSEWHERE, describe_setting
 
 # arXiv 2605.29459 (kron) and 2605.09751 (binary, affine), as they state them.
 PUBLISHED = [
@@ -24,7 +24,8 @@ PUBLISHED = [
 def warnings(horizons, result, tuning):
     """What makes a comparison worth less than it looks: lines, most important first."""
     arms = horizons[0]
-    lines = [] if tuning else ["not tuned: every arm ran at the rates of its config, and nothing "
+    lines = unequal_spread(arms)
+    lines += [] if tuning else ["not tuned: every arm ran at the rates of its config, and nothing "
                                "here answers results/PLAN.md"]
     if tuning:
         untuned = [arm for arm, a in result["arms"].items() if a["tuned"] == "not tuned"]
@@ -40,22 +41,29 @@ def warnings(horizons, result, tuning):
         if all(pair) and pair[0].keys() != pair[1].keys():
             lines.append(f"unequal seeds: {c['arm']} has {numbers(pair[0])}, {c['base']} has "
                          f"{numbers(pair[1])}; their gap is over the common ones")
-    return lines + unequal_spread(arms)
+    return lines
 
 
-def unequal_spread(arms, times=3):
-    """Lines on arms whose residual deviation over seeds is more than so many times that of all the
-    others, which is what the pooled interval takes for granted that it is not."""
+def unequal_spread(arms, times=3, fewest=4):
+    """Lines on arms whose losses, less the other arms' mean at each seed, deviate more than so many
+    times as much as the others' residuals: the pooled interval takes it for granted that none
+    does. Said where the others have at least `fewest` degrees of freedom."""
+    losses = {arm: {seed: run["loss"] for seed, run in by_seed.items()}
+              for arm, by_seed in arms.items() if len(by_seed) > 2}
     lines = []
-    for arm in arms:
-        losses = {(name, seed): run["loss"] for name, by_seed in arms.items()
-                  for seed, run in by_seed.items() if len(by_seed) > 1}
-        sd = np.std([losses[key] for key in losses if key[0] == arm] or [0, 0], ddof=1)
-        others, _ = pooled_sd({key: loss for key, loss in losses.items() if key[0] != arm})
-        if others and sd > times * others:
-            lines.append(f"unequal spread: {arm}'s losses have a deviation of {sd:.3f} over seeds, "
-                         f"the other arms a pooled one of {others:.3f}; pooled over all, intervals "
-                         f"are too narrow for gaps to {arm} and too wide for the rest")
+    for arm, mine in losses.items():
+        rest = {(other, seed): loss for other, theirs in losses.items() if other != arm
+                for seed, loss in theirs.items() if seed in mine}
+        others, degrees = pooled_sd(rest) if rest else (None, 0)
+        if degrees < fewest:
+            continue
+        left = [loss - np.mean([value for (_, at), value in rest.items() if at == seed])
+                for seed, loss in mine.items()]
+        if np.std(left, ddof=1) > times * others:
+            lines.append(f"unequal spread: {arm}'s losses have a residual deviation over seeds of "
+                         f"{np.std(left, ddof=1):.3f}, the other arms' pooled one is {others:.3f}; "
+                         f"pooled over all, intervals are too narrow for gaps to {arm} and too "
+                         "wide for the rest")
     return lines
 
 
@@ -78,17 +86,20 @@ def question_table(result):
 
 
 def table_needed(planned):
-    """What results/PLAN.md makes of the two contrasts with the table, a sentence; "" where one of
-    them has no answer."""
-    arms = {c["arm"]: c["answer"].split(",")[0] for c in planned if c["name"] == "table at all"}
-    better = " and ".join(arm for arm, says in arms.items() if says == "yes")
+    """What results/PLAN.md makes of the two contrasts with the table, a sentence; "" where they do
+    not say. `planned`: all planned contrasts, also those that were not run."""
+    answers = {c["arm"]: c["answer"] for c in planned if c["name"] == "table at all"}
+    better = [arm for arm, text in answers.items() if text.startswith("yes")]
     if better:
-        says = f"not needed: {better} is better"
-    elif set(arms.values()) == {"no"}:
-        says = f"needed, among these arms: {' and '.join(arms)} are both worse"
+        says = f"not needed: {' and '.join(better)} did better"
+    elif all(text.startswith("no,") or text == "no" for text in answers.values()):
+        says = f"needed, among these arms: {' and '.join(answers)} did worse"
     else:
         return ""
-    return f"Is a trained V x d table at the input needed? It is {says}."
+    limits = {text.partition(", ")[2]: None for text in answers.values()}
+    limits = "; ".join(limit for limit in limits if limit)
+    return ("Is a trained V x d table at the input needed? It is " + says
+            + (f" ({limits})." if limits else "."))
 
 
 def arm_table(result):
@@ -136,26 +147,28 @@ def p_value(p):
 
 def at_equal_seeds(results):
     """Comparisons of horizons with equal seeds -> the contrasts that several of them have, each
-    with its number of steps, shortest first."""
+    with its place among the horizons, shortest first, and its number of steps."""
     found = {}
-    for result in sorted(results, key=lambda result: result["steps"]):
+    results = sorted(results, key=lambda result: result["steps"])
+    for place, result in enumerate(results):
         for c in [*result["planned"], *result["exploratory"]]:
             if c["gap"]:
                 pair = {key: c[key] for key in ("arm", "base", "seeds", "gap", "interval")}
-                found.setdefault((c["arm"], c["base"]), []).append(pair
-                                                                   | {"steps": result["steps"]})
+                pair |= {"horizon": place, "steps": result["steps"]}
+                found.setdefault((c["arm"], c["base"]), []).append(pair)
     return [c for contrasts in found.values() if len(contrasts) > 1 for c in contrasts]
 
 
 def horizon_table(equal):
     """The gap of each contrast of `at_equal_seeds` at each number of steps; "" without any."""
-    at, rows = sorted({c["steps"] for c in equal}), {}
+    horizons, rows = dict(sorted((c["horizon"], c["steps"]) for c in equal)), {}
     for c in equal:
-        row = rows.setdefault((c["arm"], c["base"], numbers(c["seeds"])), dict.fromkeys(at, "-"))
-        row[c["steps"]] = f"{c['gap']['mean']:+.4f} {bracket(c['interval'])}"
+        row = rows.setdefault((c["arm"], c["base"], numbers(c["seeds"])),
+                              dict.fromkeys(horizons, "-"))
+        row[c["horizon"]] = f"{c['gap']['mean']:+.4f} {bracket(c['interval'])}"
     if not rows:
         return ""
-    head = ["contrast", "seeds", *(f"{steps:,} steps" for steps in at)]
+    head = ["contrast", "seeds", *(f"{steps:,} steps" for steps in horizons.values())]
     return markdown_table(head, [[f"{arm} - {base}", seeds, *row.values()]
                                  for (arm, base, seeds), row in rows.items()])
 
@@ -165,14 +178,16 @@ def sections(result, equal):
     `at_equal_seeds` found."""
     planned = [c for c in result["planned"] if c["gap"]]
     sd, degrees = result["pooled"]["sd"], result["pooled"]["degrees"]
+    elsewhere = any(arm["tuned"] == ELSEWHERE for arm in result["arms"].values())
     found = []
     if planned:
         found.append((
             "Questions",
-            "Gaps are differences in validation loss, paired by seed; below 0 the first arm is "
+            (f"Exploratory: every answer is {ELSEWHERE}. " if elsewhere else "")
+            + "Gaps are differences in validation loss, paired by seed; below 0 the first arm is "
             "better. The interval is the one that the answer rests on; yes and no are at 5 % "
             f"after Holm's correction for the {len(result['planned'])} planned contrasts. "
-            + table_needed(planned),
+            + table_needed(result["planned"]),
             question_table(result)))
     found.append((
         "Arms",

@@ -73,19 +73,21 @@ def draw_losses(ax, arms, shown):
 
 def draw_gaps(ax, horizons, shown, baseline):
     """Gap to the baseline against tokens, of each horizon; its end, after a cosine of its own, is a
-    large marker, and a thick line joins the ends of an arm."""
+    large marker, and a thick line joins the ends of an arm, over seeds that all its horizons
+    have."""
     for arm in shown:
         style, ends = look(arm), {}
-        for arms in horizons:
-            seeds = arms.get(arm, {}).keys() & arms.get(baseline, {}).keys()
+        both = [arms.get(arm, {}).keys() & arms.get(baseline, {}).keys() for arms in horizons]
+        common = set.intersection(*(set(seeds) for seeds in both if seeds)) if any(both) else set()
+        for arms, seeds in zip(horizons, both):
             curves = {}
             for seed in seeds:
                 ours, theirs = token_curve(arms[arm][seed]), token_curve(arms[baseline][seed])
                 curves[seed] = {t: loss - theirs[t] for t, loss in ours.items() if t in theirs}
             draw_curves(ax, arm, curves, thin=True)
-            if seeds:
-                final = [arms[arm][s]["loss"] - arms[baseline][s]["loss"] for s in seeds]
-                ends[max(token_curve(arms[arm][min(seeds)]))] = np.mean(final)
+            if seeds and common:
+                final = [arms[arm][s]["loss"] - arms[baseline][s]["loss"] for s in common]
+                ends[max(token_curve(arms[arm][min(common)]))] = np.mean(final)
         if ends:
             tokens = sorted(ends)
             ax.plot(tokens, [ends[t] for t in tokens], ms=9, lw=2.4, zorder=3, **style)

@@ -51,7 +51,7 @@ def finished_runs(paths, notes):
 
 
 def read_names(path):
-    """A file's lines, names of runs. InputError if it cannot be read."""
+    """Names of runs from a file, with blanks between them. InputError if it cannot be read."""
     try:
         return list(dict.fromkeys(Path(path).read_text().split()))
     except (OSError, ValueError) as error:
@@ -59,11 +59,12 @@ def read_names(path):
 
 
 def not_run(planned, horizons):
-    """A note on the planned names that no compared run has: a list of at most one line."""
+    """A note on the planned names that no compared run has (not run, not finished or left out): a
+    list of at most one line."""
     there = {Path(run["name"]).name for arms in horizons for by_seed in arms.values()
              for run in by_seed.values()}
     lacking = [name for name in planned if name not in there]
-    return [f"planned and not run, {len(lacking)} of {len(planned)}: "
+    return [f"planned and not compared, {len(lacking)} of {len(planned)}: "
             f"{', '.join(lacking)}"] if lacking else []
 
 
@@ -127,7 +128,7 @@ def equal_seeds(horizons):
         seeds = {arm: set.intersection(*map(set, found)) for arm, found in there.items()}
         kept.append({arm: {seed: by_seed[seed] for seed in sorted(seeds[arm])}
                      for arm, by_seed in arms.items() if seeds[arm]})
-    return kept
+    return [arms for arms in kept if arms]
 
 
 # ---- scored ------------------------------------------------------------------------------------

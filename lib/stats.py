@@ -123,14 +123,6 @@ def document_interval(gaps, error=0.0, degrees=1):
     return [float(low), float(high)], float(min(1, 2 * beyond / (len(draws) + 1)))
 
 
-def bootstrap(differences, draws=DRAWS):
-    """95 % percentile interval of the mean of paired differences (n,): the pairs drawn anew with a
-    fixed seed. (low, high)."""
-    n = len(differences)
-    drawn = np.random.RandomState(0).randint(0, n, (draws, n))
-    return np.quantile(np.asarray(differences)[drawn].mean(1), [0.025, 0.975]).tolist()
-
-
 # ---- of several tests, of counts ---------------------------------------------------------------
 
 def holm(p_values, count=None):

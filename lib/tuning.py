@@ -1,7 +1,7 @@
 """The grid that chose each arm's learning rate, input speed and scale: runs in, tuning.json out,
 and back in where tuned runs are compared.
 
-    table = choose(runs, default)    # {"seed", "steps", "default", "arms": {arm: {"grid", ...}}}
+    table = choose(runs, default)    # {"seed", "steps", "settings", "arms": {arm: {"grid", ...}}}
     name, how = tuned_name(run, table)
 """
 import json
@@ -14,7 +14,7 @@ from matplotlib.ticker import NullFormatter
 from lib.common import InputError
 from lib.config import compose
 from lib.report import (arm_of, bullets, difference, look, markdown_table, order, panels,
-                        provenance, save_results, stamp)
+                        provenance, save_results, settings, stamp)
 from lib.runs import HORIZON, find_runs, unfinished
 
 KEYS = ("learning_rate", "min_lr", "embed_lr_mult", "embed_std")  # what a grid may vary
@@ -90,7 +90,7 @@ def choose(runs, default=None):
         arms[names[arm]] = {"arm": arm, "best": best, "edges": edges(grid, best), "grid": grid}
     config = runs[0]["header"]["config"]
     return {"seed": config["seed"], "steps": config["max_steps"], "default": default,
-            "config": config, "data": runs[0]["header"]["data"], "arms": arms}
+            "settings": settings(runs[0], KEYS), "arms": arms}
 
 
 def edges(grid, best):
@@ -129,14 +129,16 @@ def read_tuning(path):
     try:
         with open(path) as file:
             table = json.load(file)
-        whole = {"seed", "steps", "default", "config", "data", "arms"} <= table.keys()
+        whole = {"seed", "steps", "default", "settings", "arms"} <= table.keys()
+        whole = whole and isinstance(table["settings"], dict)
         for row in table["arms"].values():
             whole = whole and {"arm", "best", "edges", "grid"} <= row.keys()
             whole = whole and set(KEYS) <= row["best"].keys()
     except (ValueError, AttributeError, TypeError, KeyError):
         whole = False
     if not whole:
-        raise InputError(f"{path}: not a table of tuned settings (compare.py --tune makes one)")
+        raise InputError(f"{path}: not a table of tuned settings, or an old one (compare.py --tune "
+                         "makes it anew)")
     return table
 
 
@@ -194,8 +196,7 @@ def describe_setting(point):
 def name_runs(runs, tuning, notes):
     """Runs as a tuned comparison calls them, without those that it must not use. Where the grid had
     other data or another shape, how is ELSEWHERE."""
-    kept, grid = [], {"name": "the grid", "header": {"config": tuning["config"],
-                                                    "data": tuning["data"]}}
+    kept, grid = [], tuning["settings"]
     for r in runs:
         if r["header"]["config"]["seed"] == tuning["seed"]:
             notes.append(f"left out: {r['name']}: seed {tuning['seed']} chose the settings")
@@ -204,11 +205,14 @@ def name_runs(runs, tuning, notes):
         if name is None:
             notes.append(f"left out: {r['name']}: {how}")
             continue
-        elsewhere = difference(grid, r, {*KEYS, *HORIZON, "eval_tokens", "device"})
-        if elsewhere and how == "tuned":
+        mine = settings(r, {*KEYS, *HORIZON, "eval_tokens", "device"})
+        other = [key for key in mine.keys() & grid.keys() if mine[key] != grid[key]]
+        if other and how.startswith(("tuned", "as ")):
             how = ELSEWHERE
             if all(before["how"] != ELSEWHERE for before in kept):
-                notes.append(f"{ELSEWHERE}: {elsewhere}")
+                key = min(other)
+                notes.append(f"{ELSEWHERE}: {key} is {grid[key]} in the grid and {mine[key]} in "
+                             f"{r['name']}")
         tried = len(tuning["arms"][name]["grid"]) if name in tuning["arms"] else None
         r |= {"arm": name, "how": how, "tried": tried}
         kept.append(r)

@@ -142,7 +142,7 @@ def tables(found, result):
     everything = result["all"]["all"]["arms"]
     text = ["Mean nats per token over the whole validation text, by the input token, the one just "
             "before what is predicted; mean ± sd over seeds. Exploratory: many groups, and no "
-            "correction for that. All tokens: "
+            "correction for that. No gap where two arms have other tokens in a group. All tokens: "
             + "; ".join(f"{arm} {pm(everything[arm]['nats'])}" for arm in arms) + "."]
     for grouping, title in GROUPINGS.items():
         rows, gaps = [], []

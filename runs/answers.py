@@ -13,9 +13,12 @@ from lib.page import numbers, table_needed
 
 
 def gap(contrast):
-    """A contrast's gap and interval in nats, -0.085 [-0.110, -0.060]."""
+    """A contrast's gap in nats and its interval, if it has one: -0.085 [-0.110, -0.060]."""
+    text = f"{contrast['gap']['mean']:+.3f}"
+    if not contrast["interval"]:
+        return text
     low, high = contrast["interval"]
-    return f"{contrast['gap']['mean']:+.3f} [{low:+.3f}, {high:+.3f}]"
+    return f"{text} [{low:+.3f}, {high:+.3f}]"
 
 
 def answer(contrast):

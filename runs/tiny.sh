@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# The CPU evidence, results/tiny.{md,json,png}: the runs of results/PLAN.md, item by item in its order, each arm at the setting that
+# The CPU evidence, results/tiny.{md,json,png}: the runs of results/PLAN.md, item by item, each arm at the setting that
 # runs/tune.sh chose for it (results/tiny/tuning.json).
 #
-#     bash runs/tiny.sh                            # about 95 times 1,200 steps of 5 minutes: a night of two cores; 3 GB in out/
+#     bash runs/tiny.sh                            # about 100 times 1,200 steps of 5 minutes: a night of two cores; 3 GB in out/
 #     ITEMS="2 3" SEEDS=11 bash runs/tiny.sh       # some of the items, one seed
 #     LIST=1 ITEMS="2 3 4 5" bash runs/tiny.sh     # names of what would be run: results/tiny/planned.txt
 #     bash runs/tiny.sh --device=cuda              # options go to train.py; compared are only runs that had the same
@@ -37,11 +37,14 @@ if item 2; then
     done | WEIGHTS=1 all
 fi
 
-# The horizon: four times as long, with a cosine of its own.
-if item 3; then
-    for seed in $SEEDS; do
+# The horizon: four times as long, with a cosine of its own. The first seed now, the others after the heads.
+horizon() {
+    for seed in "$@"; do
         for arm in bpe_tied bpe_untied kron; do at "$arm-4800-s$seed" $arm --max_steps=4800 --eval_interval=400 --seed="$seed"; done
     done | WEIGHTS=1 all
+}
+if item 3; then
+    horizon "$first"
     for arm in kron bpe_untied; do  # what sample.py shows in a fresh clone
         [ "${LIST:-}" ] || [ ! -d out/$arm-4800-s11 ] || python -m runs.carry out/$arm-4800-s11 results/demo/$arm.pt
     done
@@ -68,6 +71,8 @@ if item 5; then
         line "lowrank_tied-s$first" configs/lowrank_tied.py $(tuned lowrank) $rank --seed="$first"
     } | all
 fi
+
+if item 3; then horizon ${SEEDS#"$first"}; fi
 
 # A vocabulary of 16,384, where kron's W is a quarter of the table: other data, so a page of its own.
 if item 6; then

@@ -120,15 +120,16 @@ def test_a_verdict_that_the_contrast_alone_does_not_share_says_so(tmp_path):
             folders.append(made_up_run(tmp_path, arm, seed, {0: 8, 100: loss}))
     c = pair_of(results(folders), "random")
     assert c["gap"]["interval"][1] > 0 > c["pooled"][1]
-    assert c["verdict"] == "lower (seeds, pooled deviation; Student's alone holds 0)"
+    assert c["verdict"] == "lower (seeds, pooled deviation; its own Student interval holds 0)"
 
 
 def test_an_arm_that_spreads_more_than_the_others_is_named(tmp_path, call, capsys):
-    """The pooled interval takes equal deviations for granted."""
+    """The pooled interval takes equal deviations for granted. What all arms share of a seed is no
+    deviation."""
     rng = np.random.default_rng(3)
     for arm, sd in (("bpe_tied", 0.2), ("bpe_untied", 0.01), ("kron", 0.01), ("random", 0.01)):
         for seed in (1, 2, 3):
-            made_up_run(tmp_path, arm, seed, {0: 8, 100: 4 + rng.normal(0, sd)})
+            made_up_run(tmp_path, arm, seed, {0: 8, 100: 4 + seed / 3 + rng.normal(0, sd)})
     assert call(compare.main, cwd=tmp_path) == 0
     notes = [line for line in capsys.readouterr().err.splitlines() if "unequal spread" in line]
     assert len(notes) == 1 and "unequal spread: bpe_tied's losses" in notes[0]
@@ -191,7 +192,7 @@ def test_without_a_grid_nothing_is_answered(tmp_path, call, capsys):
             made_up_run(tmp_path, arm, seed, {0: 8, 100: loss + seed / 100})
     assert call(compare.main, cwd=tmp_path) == 0
     said = capsys.readouterr()
-    assert "does untying the head help, scale" in said.out and "not known: not tuned" in said.out
+    assert "is an untied table, fully tuned" in said.out and "not known: not tuned" in said.out
     assert "not tuned" in said.err and "lower (seeds" in said.out
 
 
@@ -364,6 +365,23 @@ def test_other_horizons_stand_beside(tmp_path, call, capsys):
     assert "left out" not in said.err
     saved = json.loads((tmp_path / "r" / "x.json").read_text())
     assert saved["steps"] == 100 and saved["horizons"][0]["steps"] == 400
+
+
+def test_horizons_without_a_common_seed_are_no_table(tmp_path, call, capsys):
+    for steps, seed in ((100, 1), (400, 2)):
+        for arm in ("bpe_tied", "kron"):
+            made_up_run(tmp_path, arm, seed, {0: 8, steps: 4}, name=f"{arm}-{steps}")
+    assert call(compare.main, "--out=r/x", cwd=tmp_path) == 0
+    assert "Horizons" not in capsys.readouterr().out
+
+
+def test_a_planned_contrast_has_no_mirror_outside_the_correction(tmp_path):
+    folders = [made_up_run(tmp_path, arm, seed, {0: 8, 100: 4 + seed / 10})
+               for arm in ("bpe_tied", "bpe_untied", "kron") for seed in (1, 2, 3)]
+    result = results(folders, "bpe_untied")
+    assert [(c["arm"], c["base"]) for c in result["exploratory"]] == []
+    assert {(c["arm"], c["base"]) for c in result["planned"] if c["gap"]} == {
+        ("bpe_untied", "bpe_tied"), ("kron", "bpe_untied")}
 
 
 def test_what_makes_a_table_worth_less_stands_first(tmp_path, call, capsys):
@@ -544,8 +562,9 @@ def test_an_arm_that_is_not_tuned_answers_nothing(tuned, call, capsys):
 def test_what_was_tuned_on_other_data_or_at_another_shape_says_so(tuned, call, capsys):
     """Its answers, its table and the first lines of the page."""
     table = json.loads((tuned / "tuning.json").read_text())
-    for change in ({"data": {"train": "other"}}, {"config": table["config"] | {"n_layer": 9}}):
-        (tuned / "tuning.json").write_text(json.dumps(table | change))
+    for change in ({"data": {"train": "other"}}, {"n_layer": 9}):
+        other = table | {"settings": table["settings"] | change}
+        (tuned / "tuning.json").write_text(json.dumps(other))
         assert call(compare.main, "--tuned=tuning.json", cwd=tuned) == 0
         said = capsys.readouterr()
         assert said.err.count("note: at settings tuned elsewhere: ") == 1
@@ -558,15 +577,15 @@ def test_what_was_tuned_on_other_data_or_at_another_shape_says_so(tuned, call, c
 def test_planned_runs_that_are_not_there_are_named(tuned, call, refuse, capsys):
     (tuned / "planned").write_text("bpe_tied-s11\nkron-s14\nqr-s11\n")
     assert call(compare.main, "--tuned=tuning.json", "--planned=planned", cwd=tuned) == 0
-    assert "planned and not run, 2 of 3: kron-s14, qr-s11\n" in capsys.readouterr().err
+    assert "planned and not compared, 2 of 3: kron-s14, qr-s11\n" in capsys.readouterr().err
     assert "--planned=none: cannot be read" in refuse(compare.main, "--planned=none", cwd=tuned)
 
 
 @pytest.mark.parametrize("answers, says", [
-    (("yes", "no"), "It is not needed: kron is better."),
+    (("yes", "no"), "It is not needed: kron did better."),
     (("no", "no, in this one training run"),
-     "It is needed, among these arms: kron and lowrank are both worse."),
-    (("no", "not known"), ""), (("not run", "not run"), "")])
+     "It is needed, among these arms: kron and lowrank did worse (in this one training run)."),
+    (("no", "not known"), ""), (("no", "not run"), "")])
 def test_the_answer_about_the_table_is_that_of_its_two_contrasts(answers, says):
     """As results/PLAN.md has it: not needed if one arm is better, needed if both are worse."""
     planned = [{"name": "table at all", "arm": arm, "answer": text}

@@ -17,7 +17,6 @@ import probe
 from lib import stats, tokenizer
 from lib.checkpoint import build_model, load_model, save_checkpoint
 from lib.config import compose
-from lib.report import read_run
 from probes import echo, generation, layers, public, robustness, shared, spaces
 
 PAIRS = [("geography", "The capital of the country is", "The captial of the country is"),
@@ -582,7 +581,7 @@ def test_tuned_runs_stand_side_by_side(tmp_path, call, refuse, capsys):
         best = {"learning_rate": rate, "min_lr": rate / 10, "embed_lr_mult": 1, "embed_std": std}
         arms[arm] = {"arm": arm, "best": best, "edges": [], "grid": [best]}
     table = {"seed": 100, "steps": 1, "default": None, "arms": arms,
-             "config": read_run(runs[0])["header"]["config"], "data": {}}
+             "settings": {"data": {}}}
     (tmp_path / "tuning.json").write_text(json.dumps(table))
     for name in ("tokens", "norms"):
         assert "learning_rate is" in refuse(probe.main, name, *runs, cwd=tmp_path)
@@ -591,7 +590,8 @@ def test_tuned_runs_stand_side_by_side(tmp_path, call, refuse, capsys):
         assert [run["arm"] for run in result(tmp_path / "tok")["runs"]] == ["bpe_untied", "affine"]
         assert "elsewhere" not in capsys.readouterr().err
         (tmp_path / "tok.md").unlink()
-    (tmp_path / "other.json").write_text(json.dumps(table | {"data": {"train": "other"}}))
+    elsewhere = table | {"settings": {"data": {"train": "other"}}}
+    (tmp_path / "other.json").write_text(json.dumps(elsewhere))
     assert call(probe.main, "tokens", *runs, "--tuned=other.json", "--out=tok", cwd=tmp_path) == 0
     assert "note: at settings tuned elsewhere: data is" in capsys.readouterr().err
     arms["affine"]["best"]["learning_rate"] = 8e-3
