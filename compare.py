@@ -28,15 +28,15 @@ from lib.tuning import ELSEWHERE, KEYS, describe_setting, name_runs, read_tuning
 # The contrasts of results/PLAN.md: (name, arm, base, question). The answer is yes if the arm's loss
 # is below its base's, no if it is above. T is the one of TABLE_FREE that tuning chose.
 CONTRASTS = [
-    ("spelling", "kron", "kron_shuffled", "does spelling help?"),
+    ("spelling", "kron", "kron_shuffled", "is a token's own spelling better than another's?"),
     ("head", "bpe_untied", "bpe_tied", "is an untied table, fully tuned, better than a tied one?"),
     ("table at all", "kron", "bpe_untied", "is kron better than a trained table?"),
     ("table at all", "lowrank", "bpe_untied", "is a table of low rank better than a full one?"),
-    ("optimiser", "bpe_untied", "bpe_untied_default", "does tuning the table's setting help?"),
+    ("optimiser", "bpe_untied", "bpe_untied_default", "is a tuned table better than one at the default?"),
     ("no table anywhere", "T", "bpe_tied", "without any V-sized table: better than tied?"),
     ("no table anywhere", "T", "kron", "without a table at the head: better than kron?"),
     ("fixed codes", "binary", "bpe_untied", "are the id's bits, untrained, better than a table?"),
-    ("fixed codes", "affine", "bpe_untied", "are recoded bits, untrained, better than a table?"),
+    ("fixed codes", "affine", "bpe_untied", "are mixed bits, untrained, better than a table?"),
 ]
 TABLE_FREE = ("kron_tied", "kron_code_head")
 # Exploratory, beside each arm - baseline: the head alone; chance and low rank in spelling's place.

@@ -28,6 +28,13 @@ def answer(contrast):
     return f"{contrast['answer']}: {gap(contrast)}"
 
 
+def own_seeds(contrast):
+    """A contrast's Student interval over its own seeds, which takes no other arm's spread."""
+    if not contrast["gap"] or not contrast["gap"]["interval"]:
+        return "-"
+    return "[{:+.3f}, {:+.3f}]".format(*contrast["gap"]["interval"])
+
+
 def state(planned):
     """How many of the planned contrasts were run with which seeds."""
     seeds = Counter(tuple(c["seeds"]) for c in planned if c["gap"])
@@ -39,20 +46,23 @@ def state(planned):
 
 def horizons(results):
     """{(arm, base): its gap at each number of steps, over equal seeds}, as text."""
-    said = {}
+    said, seeds = {}, {}
     for c in results["equal_seeds"]:
         said.setdefault((c["arm"], c["base"]), []).append(f"{gap(c)} at {c['steps']:,}")
-    return {pair: " and ".join(parts) + " steps" for pair, parts in said.items()}
+        seeds[c["arm"], c["base"]] = numbers(c["seeds"])
+    return {pair: f"{' and '.join(parts)} steps (seed {seeds[pair]})"
+            for pair, parts in said.items()}
 
 
 def written(text, results):
     """The text with the numbers of a comparison's json between its marks, each up to <!-- / -->:
-    <!-- answer:ARM - BASE -->, <!-- other:ARM - BASE -->, <!-- horizon:ARM - BASE -->,
-    <!-- state:planned --> and <!-- needed:table -->. KeyError for what is not in the json."""
+    <!-- answer:ARM - BASE -->, <!-- own:ARM - BASE -->, <!-- other:ARM - BASE -->,
+    <!-- horizon:ARM - BASE -->, <!-- state:planned --> and <!-- needed:table -->. KeyError for what is not in the json."""
     said = {"state:planned": state(results["planned"]),
             "needed:table": table_needed(results["planned"])}
     for (_, arm, base, _), contrast in zip(CONTRASTS, results["planned"]):
         said[f"answer:{arm} - {base}"] = answer(contrast)
+        said[f"own:{arm} - {base}"] = own_seeds(contrast)
     for contrast in results["exploratory"]:
         said[f"other:{contrast['arm']} - {contrast['base']}"] = gap(contrast)
     for (arm, base), gaps in horizons(results).items():

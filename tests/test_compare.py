@@ -524,7 +524,7 @@ def test_tuned_arms_are_compared_at_their_own_settings(tuned, call, capsys):
     order = [page.index(title) for title in ("# tiny", "## Questions", "](tiny.png)", "## Arms",
                                              "## Planned", "## Other", "## What made")]
     assert order == sorted(order) and "grid of 60 steps on seed 100, used here at 100" in page
-    assert "| does tuning the table's setting help? " in page
+    assert "| is a tuned table better than one at the default? " in page
     assert (tuned / "results" / "tiny.png").read_bytes()[:4] == b"\x89PNG"
 
 

@@ -22,7 +22,7 @@ import sample
 import train
 from conftest import ROOT, SHORT, script
 from lib import show
-from runs.answers import answer, horizons, state, written
+from runs.answers import answer, horizons, own_seeds, state, written
 from test_recipes import clone
 
 README = (ROOT / "README.md").read_text()
@@ -92,10 +92,11 @@ def test_the_worked_example_is_so():
 
 def test_each_planned_contrast_has_a_place_for_its_answer():
     """<!-- answer:ARM - BASE -->...<!-- / -->, in the row of its question."""
-    row = r"^\| (.+) \| (.+) \| <!-- answer:(.+?) -->.+<!-- / --> \|$"
+    row = (r"^\| (.+) \| (.+) \| <!-- answer:(.+?) -->.+<!-- / --> "
+           r"\| <!-- own:(.+?) -->.+<!-- / --> \|$")
     rows = re.findall(row, README, re.M)
     planned = [(question, f"{arm} - {base}") for _, arm, base, question in compare.CONTRASTS]
-    assert rows == [(question, contrast, contrast) for question, contrast in planned]
+    assert rows == [(question, *[contrast] * 3) for question, contrast in planned]
 
 
 def test_its_numbers_are_those_of_the_results():
@@ -113,11 +114,14 @@ def test_a_result_in_a_few_words():
     assert answer(contrast | {"answer": "not known"}) == "not known: -0.085 [-0.110, -0.060]"
     assert answer(contrast | {"answer": "not known: not tuned"}) == "not known yet"
     assert answer({"gap": None, "answer": "not run"}) == "not known yet"
+    assert own_seeds({"gap": {"interval": [-0.1234, 0.5]}}) == "[-0.123, +0.500]"
+    assert own_seeds({"gap": {"interval": None}}) == own_seeds({"gap": None}) == "-"
     planned = [contrast, contrast, contrast | {"seeds": [1]}, {"gap": None}]
     assert state(planned) == "2 with seeds 1, 2; 1 with seed 1; 1 not yet"
     equal = [contrast | {"arm": "a", "base": "b", "steps": steps} for steps in (100, 4800)]
     assert horizons({"equal_seeds": equal}) == {
-        ("a", "b"): "-0.085 [-0.110, -0.060] at 100 and -0.085 [-0.110, -0.060] at 4,800 steps"}
+        ("a", "b"): "-0.085 [-0.110, -0.060] at 100 and -0.085 [-0.110, -0.060] at 4,800 steps "
+        "(seed 1, 2)"}
 
 
 def test_the_diff_that_adds_an_arm(small_data, tmp_path, call, monkeypatch):
