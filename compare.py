@@ -32,7 +32,7 @@ CONTRASTS = [
     ("head", "bpe_untied", "bpe_tied", "is an untied table, fully tuned, better than a tied one?"),
     ("table at all", "kron", "bpe_untied", "is kron better than a trained table?"),
     ("table at all", "lowrank", "bpe_untied", "is a table of low rank better than a full one?"),
-    ("optimiser", "bpe_untied", "bpe_untied_default", "is a tuned table better than one at the default?"),
+    ("optimiser", "bpe_untied", "bpe_untied_default", "is a table better tuned than untuned?"),
     ("no table anywhere", "T", "bpe_tied", "without any V-sized table: better than tied?"),
     ("no table anywhere", "T", "kron", "without a table at the head: better than kron?"),
     ("fixed codes", "binary", "bpe_untied", "are the id's bits, untrained, better than a table?"),

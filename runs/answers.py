@@ -57,7 +57,8 @@ def horizons(results):
 def written(text, results):
     """The text with the numbers of a comparison's json between its marks, each up to <!-- / -->:
     <!-- answer:ARM - BASE -->, <!-- own:ARM - BASE -->, <!-- other:ARM - BASE -->,
-    <!-- horizon:ARM - BASE -->, <!-- state:planned --> and <!-- needed:table -->. KeyError for what is not in the json."""
+    <!-- horizon:ARM - BASE -->, <!-- state:planned --> and <!-- needed:table -->. KeyError for what
+    is not in the json."""
     said = {"state:planned": state(results["planned"]),
             "needed:table": table_needed(results["planned"])}
     for (_, arm, base, _), contrast in zip(CONTRASTS, results["planned"]):

@@ -524,7 +524,7 @@ def test_tuned_arms_are_compared_at_their_own_settings(tuned, call, capsys):
     order = [page.index(title) for title in ("# tiny", "## Questions", "](tiny.png)", "## Arms",
                                              "## Planned", "## Other", "## What made")]
     assert order == sorted(order) and "grid of 60 steps on seed 100, used here at 100" in page
-    assert "| is a tuned table better than one at the default? " in page
+    assert "| is a table better tuned than untuned? " in page
     assert (tuned / "results" / "tiny.png").read_bytes()[:4] == b"\x89PNG"
 
 
@@ -555,7 +555,7 @@ def test_an_arm_that_is_not_tuned_answers_nothing(tuned, call, capsys):
         made_up_run(tuned, "kron_shuffled", seed, {0: 8, 100: 5.0}, documents=[5.0] * 50,
                     learning_rate=2e-3, min_lr=2e-4)
     assert call(compare.main, "--tuned=tuning.json", cwd=tuned) == 0
-    row = next(line for line in capsys.readouterr().out.splitlines() if "does spelling" in line)
+    row = next(line for line in capsys.readouterr().out.splitlines() if "own spelling" in line)
     assert "kron - kron_shuffled" in row and "not known: kron_shuffled was not tuned" in row
 
 
