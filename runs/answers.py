@@ -6,6 +6,8 @@ import json
 import re
 from collections import Counter
 
+import numpy as np
+
 from compare import CONTRASTS
 from lib.common import run, write_atomic
 from lib.config import ROOT
@@ -57,10 +59,13 @@ def horizons(results):
 def written(text, results):
     """The text with the numbers of a comparison's json between its marks, each up to <!-- / -->:
     <!-- answer:ARM - BASE -->, <!-- own:ARM - BASE -->, <!-- other:ARM - BASE -->,
-    <!-- horizon:ARM - BASE -->, <!-- state:planned --> and <!-- needed:table -->. KeyError for what
-    is not in the json."""
+    <!-- horizon:ARM - BASE -->, <!-- state:planned -->, <!-- needed:table --> and
+    <!-- own:hold 0 -->. KeyError for what is not in the json."""
     said = {"state:planned": state(results["planned"]),
             "needed:table": table_needed(results["planned"])}
+    both = [f"{c['arm']} - {c['base']}" for c in results["planned"]
+            if c["gap"] and c["gap"]["interval"] and np.prod(c["gap"]["interval"]) <= 0]
+    said["own:hold 0"] = ", ".join(both) or "nowhere"
     for (_, arm, base, _), contrast in zip(CONTRASTS, results["planned"]):
         said[f"answer:{arm} - {base}"] = answer(contrast)
         said[f"own:{arm} - {base}"] = own_seeds(contrast)
