@@ -183,11 +183,11 @@ def sections(result, equal):
     if planned:
         found.append((
             "Questions",
-            (f"Exploratory: every answer is {ELSEWHERE}. " if elsewhere else "")
+            ((f"Exploratory: every answer is {ELSEWHERE}. " if elsewhere else "")
             + "Gaps are differences in validation loss, paired by seed; below 0 the first arm is "
             "better. The interval is the one that the answer rests on; yes and no are at 5 % "
             f"after Holm's correction for the {len(result['planned'])} planned contrasts. "
-            + table_needed(result["planned"]),
+            + table_needed(result["planned"])).strip(),
             question_table(result)))
     found.append((
         "Arms",
