@@ -1,4 +1,4 @@
-"""Writes what came out, results/tiny.json, into the README, between marks there.
+"""Writes what came out, results/tiny.json and results/probe-echo.json, between marks of the README.
 
     python -m runs.answers
 """
@@ -56,11 +56,11 @@ def horizons(results):
             for pair, parts in said.items()}
 
 
-def written(text, results):
-    """The text with the numbers of a comparison's json between its marks, each up to <!-- / -->:
-    <!-- answer:ARM - BASE -->, <!-- own:ARM - BASE -->, <!-- other:ARM - BASE -->,
-    <!-- horizon:ARM - BASE -->, <!-- state:planned -->, <!-- needed:table --> and
-    <!-- own:hold 0 -->. KeyError for what is not in the json."""
+def written(text, results, echo):
+    """The text with the numbers of a comparison's json and of the echo probe's between its marks,
+    each up to <!-- / -->: <!-- answer:ARM - BASE -->, <!-- own:ARM - BASE -->, <!-- own:hold 0 -->,
+    <!-- other:ARM - BASE -->, <!-- horizon:ARM - BASE -->, <!-- state:planned -->,
+    <!-- needed:table --> and <!-- echo:ARM KIND -->. KeyError for what is not in them."""
     said = {"state:planned": state(results["planned"]),
             "needed:table": table_needed(results["planned"])}
     both = [f"{c['arm']} - {c['base']}" for c in results["planned"]
@@ -73,12 +73,19 @@ def written(text, results):
         said[f"other:{contrast['arm']} - {contrast['base']}"] = gap(contrast)
     for (arm, base), gaps in horizons(results).items():
         said[f"horizon:{arm} - {base}"] = gaps
+    for arm, kinds in echo["echo"].items():
+        for kind, c in kinds.items():
+            if c["gap_interval"]:
+                said[f"echo:{arm} {kind}"] = gap({"gap": {"mean": c["gap"]},
+                                                  "interval": c["gap_interval"]})
     return re.sub("(<!-- (.+?:.+?) -->).*?(<!-- / -->)", lambda m: m[1] + said[m[2]] + m[3], text)
 
 
 def main():
     page = ROOT / "README.md"
-    text = written(page.read_text(), json.loads((ROOT / "results/tiny.json").read_text()))
+    found = [json.loads((ROOT / "results" / f"{name}.json").read_text())
+             for name in ("tiny", "probe-echo")]
+    text = written(page.read_text(), *found)
     write_atomic(page, lambda file: file.write(text.encode()))
 
 

@@ -101,10 +101,11 @@ def test_each_planned_contrast_has_a_place_for_its_answer():
 
 def test_its_numbers_are_those_of_the_results():
     """Every answer is computed, from the json that stands beside it; a mark that has none fails."""
-    results = json.loads((ROOT / "results" / "tiny.json").read_text())
-    assert written(README, results) == README
+    results = [json.loads((ROOT / "results" / f"{name}.json").read_text())
+               for name in ("tiny", "probe-echo")]
+    assert written(README, *results) == README
     with pytest.raises(KeyError):
-        written("<!-- other:kron - nothing -->0.1<!-- / -->", results)
+        written("<!-- other:kron - nothing -->0.1<!-- / -->", *results)
 
 
 def test_a_result_in_a_few_words():
