@@ -5,10 +5,12 @@ import re
 
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 
 import compare
 from conftest import records, script
-from lib import page, report, runs as rooms, stats, tuning
+from lib import page, pictures, report, runs as rooms, stats, tuning
 
 PARAMS = {"input": 1000, "in_use": 600, "body": 2, "head": 3, "total": 1005}
 
@@ -592,6 +594,33 @@ def test_the_answer_about_the_table_is_that_of_its_two_contrasts(answers, says):
                for arm, text in zip(("kron", "lowrank"), answers)]
     said = page.table_needed(planned)
     assert said.endswith(says) and bool(said) == bool(says)
+
+
+def test_the_frontier_is_loss_against_parameters_in_use(tmp_path):
+    """A point an arm from 0 parameters on, hollow without a table of its own at the head; a line a
+    family, through its arms with such a table."""
+    folders = []
+    for arm, code, in_use, head, loss in (
+            ("affine", "affine", 0, "table", 4.6), ("kron", "kron", 600, "table", 4.1),
+            ("kron,pos_dim=4", "kron", 90, "table", 4.3), ("kron_tied", "kron", 700, "tied", 5.2)):
+        run = made_up_run(tmp_path, arm, 1, {0: 8, 100: loss}, code=code, head=head,
+                          header={"params": PARAMS | {"in_use": in_use}})
+        folders.append(run)
+    horizons, _ = rooms.select(rooms.finished_runs(folders, []), "kron", (), [])
+    rooms.score([run for by_seed in horizons[0].values() for run in by_seed.values()])
+    figure = Figure()
+    FigureCanvasAgg(figure)
+    ax = figure.subplots()
+    pictures.draw_frontier(ax, horizons[0])
+    points = [container.lines[0] for container in ax.containers]
+    found = {(*map(float, point.get_xydata()[0]), point.get_markerfacecolor() == "none")
+             for point in points}
+    assert found == {(0, 4.6, False), (600, 4.1, False), (90, 4.3, False), (700, 5.2, True)}
+    assert len({point.get_color() for point in points}) == 2
+    lines = [line.get_xydata().tolist() for line in ax.lines if len(line.get_xdata()) > 1]
+    assert lines == [[[90, 4.3], [600, 4.1]]]
+    assert ax.get_xscale() == "symlog" and ax.get_xlim()[0] < 0
+    assert {text.get_text() for text in ax.texts} == set(horizons[0])
 
 
 def test_a_choice_at_the_grids_edge_is_refused(tuned, refuse):
