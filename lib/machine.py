@@ -284,7 +284,7 @@ def describe_machine(device, world):
         hardware = f"{cpu_name()}, {world} x {torch.get_num_threads()} threads"
     try:
         commit = git("rev-parse", "--short=12", "HEAD")
-        if git("status", "--porcelain", "-uno"):
+        if git("status", "--porcelain", "-uno", "--", ".", ":!results"):  # pages make no numbers
             commit += "+changes"
     except (OSError, subprocess.CalledProcessError):
         commit = "unknown"

@@ -150,6 +150,21 @@ def test_the_code_hash_is_of_statements(tmp_path, monkeypatch):
         (tmp_path / name).write_text(text)
 
 
+def test_a_commit_is_marked_where_code_and_not_pages_changed(tmp_path, monkeypatch):
+    monkeypatch.setattr(machine, "ROOT", tmp_path)
+    monkeypatch.setattr(machine, "code_hash", lambda: "123")
+    (tmp_path / "results").mkdir()
+    for name in ("train.py", "results/tiny.md"):
+        (tmp_path / name).write_text("before")
+    machine.git("init", "-q")
+    machine.git("add", "-A")
+    machine.git("-c", "user.name=a", "-c", "user.email=b", "commit", "-qm", "all")
+    for name, marked in (("results/tiny.md", False), ("train.py", True)):
+        (tmp_path / name).write_text("after")
+        made = machine.describe_machine(torch.device("cpu"), 1)
+        assert made["commit"].endswith("+changes") == marked and len(made["commit"]) >= 12
+
+
 @pytest.mark.parametrize("arm", ["bpe_tied", "kron", "binary", "affine", "random"])
 def test_what_a_run_leaves(runs, arm):
     """log.jsonl with a header and each step once, loss.png, and a checkpoint of plain values that
