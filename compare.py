@@ -177,7 +177,7 @@ def main():
     parser.add_argument("--tuned", help="tuning.json: the grid that chose each arm's setting")
     parser.add_argument("--tune", action="store_true", help="the runs are a grid: choose from it")
     parser.add_argument("--default", help="with --tune: the config whose rates nobody tuned")
-    parser.add_argument("--planned", help="a list of names: the page says which were not run")
+    parser.add_argument("--planned", help="a file of names: the page says which are not compared")
     parser.add_argument("--out", help="write OUT.md, OUT.json and OUT.png")
     args = parser.parse_args()
     if args.out:
