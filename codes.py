@@ -3,7 +3,7 @@
     code     what it is of token t                            lift to width d          trained
     learned  a table's row, E[t]                              none                     V*d
     binary   the K = ceil(log2 V) bits of t                   tile: [c, c, ...] cut    0
-    affine   A x + b over GF(2), x = those bits               tile                     0
+    affine   A x + b over GF(2), x = those bits; K' of them   tile                     0
     kron     z = standardised sum_i of byte_i (x) position i  linear: z W              256 P d
 
 binary and affine: A. Bochkov, arXiv 2605.09751. kron: R. Shravan, arXiv 2605.29459. rivals.py has
@@ -93,22 +93,25 @@ def tile(code, width):
 
 
 class BinaryEmbedding(FixedCode):
-    """e(t) = lift(c(t)), c(t) the K bits of t as 0 and 1. Trained: nothing with lift `tile`, K*d
-    with `linear`. Natural scale: what 0/1 gives, about sqrt(1/2); `std` scales bits or W to it."""
+    """e(t) = lift(c(t)), c(t) the K bits of t: as 0 and 1, or with `code_levels` = "signs" as -1
+    and +1, which have no mean that all tokens share. Trained: nothing with lift `tile`, K*d with
+    `linear`. Natural scale: what the levels give, about sqrt(1/2) or 1; `std` scales code or W."""
     lifts = ("tile", "linear")
 
     def __init__(self, num_embeddings, embedding_dim, vocab_size, lift="tile", form="on_the_fly",
-                 std=None):
+                 std=None, code_levels="bits"):
         super().__init__()
         self.num_embeddings, self.embedding_dim = num_embeddings, embedding_dim
         self.bits = self.code_width = code_bits(vocab_size)
+        self.signs = code_levels == "signs"
         self.prepare()
         self.W = None
         if lift == "linear":
-            self.W = nn.Parameter(torch.empty(self.bits, embedding_dim))
-        codes = self.code(torch.arange(vocab_size, device="cpu"))
-        codes = tile(codes, embedding_dim) if lift == "tile" else codes
-        self.natural_std = codes.square().mean().sqrt().item() or 1.0  # 0 only where V = 1
+            self.W = nn.Parameter(torch.empty(self.code_width, embedding_dim))
+        if not self.signs:  # of those it is 1
+            codes = self.code(torch.arange(vocab_size, device="cpu"))
+            codes = tile(codes, embedding_dim) if lift == "tile" else codes
+            self.natural_std = codes.square().mean().sqrt().item() or 1.0  # 0 only where V = 1
         self.std = std or self.natural_std
         self.scale = self.std / self.natural_std
         self.set_form(form)
@@ -122,10 +125,15 @@ class BinaryEmbedding(FixedCode):
         """Draw the initial values: a pure function of (seed, name, shape)."""
         if self.W is not None:
             generator = draw(seed, f"{name}weight", self.W.shape)  # a table's name
-            self.W.normal_(0, self.scale * self.bits**-0.5, generator=generator)
+            self.W.normal_(0, self.scale * self.code_width**-0.5, generator=generator)
+
+    def code_of_bits(self, bits):
+        """The code's zeros and ones from the id's, (..., K) -> (..., K'): here the same."""
+        return bits
 
     def code(self, ids):
-        return binary_code(ids, self.bits)
+        code = self.code_of_bits(binary_code(ids, self.bits))
+        return 2 * code - 1 if self.signs else code
 
     def lift(self, code):
         if self.W is not None:
@@ -142,20 +150,35 @@ class BinaryEmbedding(FixedCode):
 
 
 class AffineEmbedding(BinaryEmbedding):
-    """e(t) = lift(A c(t) + b over GF(2)); A and b, drawn by `seed`, live in the checkpoint."""
+    """e(t) = lift(A c(t) + b over GF(2)); A and b, drawn by `seed`, live in the checkpoint.
+
+    As published A is K x K, the minimal code (`code_width` 0). A wide code, this project's own, has
+    K' > K rows, distinct and not zero: each entry is the parity of some of the id's bits, plain or
+    flipped. As signs any two entries are orthogonal over all 2^K ids, so K bits become K' features
+    that are easy to read, with no table and nothing trained. K' is at most d and 2^K - 1 (-1: that
+    many); with every row there is, it is the Hadamard code. Nearest in print: linear maps over
+    finite fields as codes of items in recommender systems (Modular Linear Tokenization, 2025).
+
+    ValueError if K' is out of this range.
+    """
 
     def __init__(self, num_embeddings, embedding_dim, vocab_size, lift="tile", form="on_the_fly",
-                 std=None, seed=0):
-        self.seed = seed
-        super().__init__(num_embeddings, embedding_dim, vocab_size, lift, form, std)
+                 std=None, code_levels="bits", code_width=0, seed=0):
+        self.asked, self.seed = code_width, seed
+        super().__init__(num_embeddings, embedding_dim, vocab_size, lift, form, std, code_levels)
 
     def prepare(self):
-        A, b = draw_affine(self.bits, self.seed)
+        most = max(self.bits, min(self.embedding_dim, 2**self.bits - 1))
+        self.code_width = {0: self.bits, -1: most}.get(self.asked, self.asked)
+        if not self.bits <= self.code_width <= most:
+            raise ValueError(f"code_width={self.asked}: code 'affine' takes {self.bits} to {most} "
+                             f"here, 0 for the fewest, -1 for the most")
+        A, b = draw_affine(self.bits, self.seed, self.code_width)
         self.register_buffer("A", A)
         self.register_buffer("b", b)
 
-    def code(self, ids):
-        return affine_code(super().code(ids), self.A, self.b)
+    def code_of_bits(self, bits):
+        return affine_code(bits, self.A, self.b)
 
 
 # ---- Kronecker codes ---------------------------------------------------------------------------

@@ -35,13 +35,16 @@ class GPTConfig:
     code: str = "learned"             # a name in CODES
     lift: str = "none"                # one of the lifts that the code's class has
     head: str = "tied"                # table, tied or code: see `GPT.head_rows`
-    head_bias: bool = False           # a trained number per token, added to its logit
+    head_bias: str = "none"           # none, zero or unigram: a trained number per token
+    input_multiplier: float = 1.0     # e is multiplied by it after look-up; a tied head is not
+    input_norm: bool = False          # RMSNorm of e before the first block
     code_form: str = "on_the_fly"     # on_the_fly or table: the same vectors
     embed_std: float = 0.0            # rms of e per coordinate at the start; 0: the arm's natural
     pos_dim: int = 16                 # P: how many bytes of a token kron and its kin see
     rows: int = 0                     # of W (random, hash, trigram); 0: the class's own default
     rank: int = 0                     # r (lowrank); 0: 62
-    code_width: int = 0               # D (phase), even; 0: 1,536
+    code_width: int = 0               # K' (affine, kron_wide), D (phase); 0: the class's default
+    code_levels: str = "bits"         # bits, 0 and 1, or signs, -1 and +1 (binary, affine)
     buckets: int = 0                  # m (qr); 0: ceil(sqrt V)
     seed: int = 1337
 
@@ -174,7 +177,7 @@ class GPT(nn.Module):
             self.transformer.wte.weight = self.lm_head.weight
         if config.head == "code":
             self.lm_head = make_embedding(replace(config, embed_std=0.0), token_bytes)
-        if config.head_bias:
+        if config.head_bias != "none":
             self.head_bias = nn.Parameter(torch.empty(config.padded_size))
         self.slot = None  # an id past the vocabulary that was given bytes, and can be said
         if initialise:
@@ -200,10 +203,25 @@ class GPT(nn.Module):
         for module, prefix in coded:
             module.reset_parameters(self.config.seed, prefix)
 
+    @torch.no_grad()
+    def start_at_unigram(self, counts):
+        """Set the head's bias to log p(token) of counts (V,), each raised by one; ids past the
+        vocabulary get that of a token never seen."""
+        raised = torch.ones(len(self.head_bias), dtype=torch.float64)
+        raised[:len(counts)] += torch.from_numpy(counts)
+        self.head_bias.copy_((raised / raised[:len(counts)].sum()).log())
+
     @property
     def device(self):
         """Where the weights are."""
         return self.transformer.ln_f.weight.device
+
+    def embed(self, ids):
+        """What the body is given for ids (...), positions aside: (..., d)."""
+        e = self.transformer.wte(ids)
+        if self.config.input_multiplier != 1:
+            e = self.config.input_multiplier * e
+        return F.rms_norm(e, e.shape[-1:]) if self.config.input_norm else e
 
     def hidden(self, ids, cache=None):
         """ids (B, T) -> the final hidden states after the last norm, (B, T, d). With a cache, ids
@@ -213,7 +231,7 @@ class GPT(nn.Module):
         limit = self.config.block_size
         assert end <= limit, f"{end} positions, but block_size is {limit}"
         assert start == 0 or ids.size(1) == 1, "after the prompt, a cache takes one token at a time"
-        x = self.transformer.wte(ids)  # (B, T, d)
+        x = self.embed(ids)  # (B, T, d)
         rotary = None
         if self.config.positions == "learned":
             x = x + self.transformer.wpe.weight[start:end]
@@ -234,8 +252,8 @@ class GPT(nn.Module):
         return self.transformer.wte if self.config.head == "tied" else self.lm_head
 
     def head_rows(self):
-        """The head: ((rows, d) matrix, (rows,) offset or None), so that logits are h @ matrix^T +
-        offset. Worked out once per forward, and once when generating.
+        """The head: ((rows, d) matrix, (rows,) float32 offset or None), so that logits are
+        h @ matrix^T + offset. Worked out once per forward, and once when generating.
 
         table: V x d of its own. tied: the input's rows, times alpha = 4 / (d rms(e)) if they are
         coded: at the start h is mostly the token's own e, which would take all the probability.
@@ -243,7 +261,7 @@ class GPT(nn.Module):
         past the vocabulary have no code: they get -inf, except a slot that was given bytes.
         """
         code = self.head_code
-        offset = self.head_bias if self.config.head_bias else None
+        offset = self.head_bias if self.config.head_bias != "none" else None
         if code is None:
             return self.lm_head.weight, offset
         alpha = 0.02 / code.std
@@ -259,7 +277,9 @@ class GPT(nn.Module):
             no_code = (ids >= self.config.vocab_size) & (ids != (self.slot or -1))
             mask = torch.zeros(count, device=self.device).masked_fill(no_code, -math.inf)
             if offset is not None:
-                mask = mask + F.pad(offset, (0, count - len(offset)))
+                if count > len(offset):  # a slot past the padding is as likely as the rarest
+                    offset = F.pad(offset, (0, count - len(offset)), value=offset.min().item())
+                mask = mask + offset
             offset = mask
         return matrix, offset
 
@@ -274,7 +294,10 @@ class GPT(nn.Module):
 
     def logits(self, h, head=None):
         """Hidden states (..., d) -> logits (..., rows). `head`: what `head_rows` gave."""
-        return F.linear(h, *(head or self.head_rows()))
+        matrix, offset = head or self.head_rows()
+        logits = F.linear(h, matrix)
+        # in float32: bfloat16 would round a log-probability of -8 by up to 0.03
+        return logits if offset is None else logits.float() + offset
 
     def forward(self, ids, targets=None, per_token=False):
         """See the class; `per_token` gives each target's nats, (B, T), instead of their mean."""
@@ -301,7 +324,7 @@ class GPT(nn.Module):
         head = 0
         if self.config.head != "tied":
             head = sum(p.numel() for p in self.lm_head.parameters())
-        if self.config.head_bias:
+        if self.config.head_bias != "none":
             head += self.head_bias.numel()
         return {"input": inputs, "body": total - inputs - head, "head": head, "total": total}
 

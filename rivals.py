@@ -14,6 +14,7 @@ what its authors report, is in the README's table of arms.
     frozen_random  a random unit vector per token, never trained
     visual         what the token looks like, never trained
     bytes2word     learned queries attend over the token's bytes
+    kron_wide      kron plus a wide affine code: bytes and identity
 
 Natural scale, rms(e) per coordinate at the start: 1 for what sums rows of a projection, 0.02 for
 what is a table or a product of tables, 1/sqrt(d) (unit norm) for what is never trained.
@@ -26,7 +27,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from codes import FixedCode, KroneckerEmbedding, draw, once_per_id, pack_bytes
+from codes import (AffineEmbedding, FixedCode, KroneckerEmbedding, draw, once_per_id, pack_bytes)
 
 
 # ---- kron, but for one thing -------------------------------------------------------------------
@@ -64,6 +65,32 @@ class RawKronecker(KroneckerEmbedding):
     def levels(self):
         scale, shift = super().levels()
         return scale, torch.zeros_like(shift)
+
+
+class KroneckerWideEmbedding(KroneckerEmbedding):
+    """e(t) = kron(t) + s wide(t), s = 0.5: the token's bytes and its identity. wide is the affine
+    code of K' = `code_width` signs (unset: the most there are); nothing more is trained. What has
+    no id of the vocabulary, a forced word, has its bytes alone. Natural scale sqrt(1 + s^2)."""
+    share = 0.5
+    natural_std = 1.25**0.5
+
+    def __init__(self, num_embeddings, embedding_dim, token_bytes, vocab_size, pos_dim=16,
+                 form="on_the_fly", std=None, code_width=0, seed=0):
+        super().__init__(num_embeddings, embedding_dim, token_bytes, pos_dim, form, std)
+        self.vocab_size = vocab_size
+        self.wide = AffineEmbedding(num_embeddings, embedding_dim, vocab_size, form=form,
+                                    std=self.share * self.std / self.natural_std, seed=seed,
+                                    code_levels="signs", code_width=code_width or -1)
+
+    @torch.no_grad()
+    def reset_parameters(self, seed=0, name=""):
+        """Draw W as kron's: a pure function of (seed, name, shape)."""
+        super().reset_parameters(seed, name)
+        self.W.div_(self.natural_std)
+
+    def forward(self, ids):
+        known = (ids < self.vocab_size).unsqueeze(-1)
+        return super().forward(ids) + self.wide(ids) * known
 
 
 class RandomEmbedding(KroneckerEmbedding):
@@ -233,6 +260,8 @@ class PhaseEmbedding(BagCode):
                  code_width=0):
         super().__init__()
         self.num_embeddings, self.embedding_dim = num_embeddings, embedding_dim
+        if code_width < 0 or code_width % 2:
+            raise ValueError(f"code_width={code_width}: code 'phase' takes an even number")
         self.code_width, self.std = code_width or 1536, std or self.natural_std
         frequencies = self.code_width // 2
         rng = np.random.RandomState(0)
@@ -571,4 +600,4 @@ RIVALS = {
     "trigram": TrigramEmbedding, "phase": PhaseEmbedding, "lowrank": LowRankEmbedding,
     "hash": HashEmbedding, "qr": QuotientRemainderEmbedding,
     "frozen_random": FrozenRandomEmbedding, "visual": VisualEmbedding,
-    "bytes2word": BytesToWordEmbedding}
+    "bytes2word": BytesToWordEmbedding, "kron_wide": KroneckerWideEmbedding}

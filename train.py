@@ -161,6 +161,8 @@ def main():
     optimizer = make_optimizer(model, config)
     scaler = torch.amp.GradScaler(place.device.type, enabled=config.dtype == "float16")
     step = folder.restore(model, optimizer, scaler)
+    if folder.fresh and config.head_bias == "unigram":
+        model.start_at_unigram(data.train_counts)
     if is_first_here():  # later starts believe what the first one found in the data
         data.verify(again=folder.fresh or flags["verify"])
     machine = describe_machine(place.device, place.world)
@@ -213,7 +215,7 @@ def main():
             validated, clipped = step, 0
             logged_at += time.perf_counter() - before
         elif stopping:
-            refuse_non_finite(norms, scaler, logged, config, advice)
+            refuse_non_finite(norms, scaler, logged, config, advice, folder)
             folder.save(step, model, optimizer, scaler)
         if stopping or step >= config.max_steps:
             break
@@ -229,7 +231,7 @@ def main():
         if step % config.log_interval == 0 or step == 1 or validation_due:
             sums = torch.tensor([loss.item(), crc], dtype=torch.float64)
             loss, crc = place.sum(sums).tolist()
-            refuse_non_finite(norms, scaler, logged, config, advice)
+            refuse_non_finite(norms, scaler, logged, config, advice, folder)
             clipped += sum(n.item() > config.grad_clip > 0 for n in norms)
             now, lr, norm = time.perf_counter(), learning_rate(step - 1, config), norms[-1].item()
             seconds = (now - logged_at) / (step - logged)

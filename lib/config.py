@@ -21,8 +21,9 @@ from model import CODES
 ROOT = Path(__file__).resolve().parent.parent
 
 # The keys that make an arm. Runs that are compared may differ in these, in seed and in name.
-ARM_KEYS = ("code", "lift", "head", "head_bias", "pos_dim", "rows", "rank", "code_width", "buckets",
-            "embed_std", "embed_lr_mult", "code_form")
+ARM_KEYS = ("code", "lift", "head", "head_bias", "pos_dim", "rows", "rank", "code_width",
+            "code_levels", "buckets", "embed_std", "embed_lr_mult", "input_multiplier",
+            "input_norm", "code_form")
 
 
 @dataclass
@@ -46,13 +47,16 @@ class Config:
     code: str = "learned"           # the arm: this key and those down to code_form
     lift: str = "none"              # none (learned), tile or linear
     head: str = "tied"              # table: V x d; tied: the input's rows; code: its own W
-    head_bias: bool = False         # a trained number per token, added to its logit
+    head_bias: str = "none"         # a trained number per token, from zero or unigram (log p) on
     embed_std: float = 0.0          # rms of the input per coordinate at the start; 0: natural
     embed_lr_mult: float = 1.0      # the input's learning rate over the rest's; its decay is / this
+    input_multiplier: float = 1.0   # the input times this; a tied head's rows are not
+    input_norm: bool = False        # RMSNorm of the input before the first block
     pos_dim: int = 16               # P: how many bytes of a token kron and its kin see
     rows: int = 0                   # of W (random, hash, trigram); 0: 4,096 (random: 256 P)
     rank: int = 0                   # r (lowrank); 0: 62
-    code_width: int = 0             # D (phase); 0: 1,536
+    code_width: int = 0             # K' (affine; 0: minimal, -1: widest), D (phase; 0: 1,536)
+    code_levels: str = "bits"       # 0 and 1; signs: -1 and +1 (binary, affine)
     buckets: int = 0                # m (qr); 0: ceil(sqrt V)
     code_form: str = "on_the_fly"   # or table: the same vectors
     learning_rate: float = 6e-4     # at the peak
@@ -95,7 +99,8 @@ RANGES = {
     "beta2": (0, 0.9999999),
 }
 POSITIVE = ("max_steps", "batch_size", "gradient_accumulation_steps", "eval_interval",
-            "eval_tokens", "log_interval", "learning_rate", "embed_lr_mult")
+            "eval_tokens", "log_interval", "learning_rate", "embed_lr_mult",
+            "input_multiplier")
 
 
 def explain(config):
@@ -166,6 +171,8 @@ def modernise(values):
         values["head"] = "tied" if values.pop("tie") else "table"
         if values.get("code", "learned") != "learned" or values.get("embed_std") == 0.02:
             values["embed_std"] = 0.0  # natural; it had no meaning for codes other than learned
+    if isinstance(values.get("head_bias"), bool):
+        values["head_bias"] = "zero" if values["head_bias"] else "none"
     return values
 
 
@@ -286,11 +293,12 @@ def check_shape(config):
     for key in ("vocab_size", "block_size", "n_layer", "n_head", "n_embd", "pos_dim"):
         if getattr(config, key) < 1:
             raise InputError(f"{key}={getattr(config, key)}: must be at least 1")
-    for key in ("rows", "rank", "code_width", "buckets"):
+    for key in ("rows", "rank", "buckets"):
         if getattr(config, key) < 0:
             raise InputError(f"{key}={getattr(config, key)}: must be 0 (the default) or more")
     known = {"code": CODES, "positions": ("learned", "rotary"),
-             "head": ("table", "tied", "code"), "code_form": ("on_the_fly", "table")}
+             "head": ("table", "tied", "code"), "head_bias": ("none", "zero", "unigram"),
+             "code_levels": ("bits", "signs"), "code_form": ("on_the_fly", "table")}
     for key, values in known.items():
         if getattr(config, key) not in values:
             raise InputError(f"{key}='{getattr(config, key)}': must be one of "
@@ -305,8 +313,6 @@ def check_shape(config):
         raise InputError("head='code': a learned table of its own is head='table'")
     if config.code_form == "table" and not hasattr(CODES[config.code], "set_form"):
         raise InputError(f"code_form='table': code '{config.code}' has no fixed code")
-    if config.code_width % 2:
-        raise InputError(f"code_width={config.code_width}: must be even")
     if config.n_embd % config.n_head:
         raise InputError(f"n_embd={config.n_embd} is not divisible by n_head={config.n_head}")
     if config.positions == "rotary" and config.n_embd // config.n_head % 2:

@@ -100,6 +100,14 @@ class Data:
                              "again")
         return np.memmap(self.files[split], self.dtype, mode="r")
 
+    @functools.cached_property
+    def train_counts(self):
+        """How often each id stands in the training split, (V,) int64."""
+        tokens, counts = self.map("train"), np.zeros(self.tokenizer.vocab_size, np.int64)
+        for start in range(0, len(tokens), 2**24):
+            counts += np.bincount(tokens[start:start + 2**24], minlength=len(counts))
+        return counts
+
     def blocks(self, split):
         """How many blocks a split has."""
         return (self.tokens[split] - 1) // self.block_size

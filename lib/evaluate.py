@@ -44,7 +44,7 @@ class InputWatch:
         distinct, count = np.unique(ids, return_counts=True)
         self.ids = torch.from_numpy(distinct.astype(np.int64)).to(device)
         self.share = torch.from_numpy(count / ids.size).float().to(device)
-        self.embed, self.before = torch.no_grad()(model.transformer.wte), None
+        self.embed, self.before = torch.no_grad()(model.embed), None
 
     def weighted_rms(self, vectors):
         """Root mean square per coordinate of vectors (n, d), one for each distinct id."""
@@ -97,15 +97,6 @@ def groups(of_token, nats, count):
     return np.bincount(of_token, nats), np.bincount(of_token, count).astype(np.int64)
 
 
-def training_counts(data, epochs, chunk=2**24):
-    """How often each id stands in what a run of `epochs` reads, (V,), as expected from all text."""
-    tokens, count = data.map("train"), np.zeros(data.tokenizer.vocab_size)
-    for start in range(0, len(tokens), chunk):
-        part = tokens[start:start + chunk]
-        count += np.bincount(part, minlength=len(count))
-    return count * epochs
-
-
 def by_document(tokens, eot, nats, size):
     """Sums over documents: (nats, tokens, bytes). A document ends with `eot`, which counts as its
     last token; past MOST_DOCUMENTS, neighbours are taken together."""
@@ -126,7 +117,7 @@ def evaluate(model, data, config, place, epochs):
     token_nats = np.bincount(given, nats, minlength=V)
     token_count = np.bincount(given, minlength=V)
 
-    seen = np.round(training_counts(data, epochs)).astype(np.int64)
+    seen = np.round(data.train_counts * epochs).astype(np.int64)
     seen_bin = np.where(seen > 0, np.floor(np.log2(np.maximum(seen, 1))) + 1, 0).astype(int)
     length = np.array([len(spelled) for spelled in raw])
     scripts = [tokenizer.script_of(spelled.decode(errors="replace")) for spelled in raw]

@@ -192,15 +192,17 @@ def slow_step(seconds):
             f"start with {key}={3 * math.ceil(seconds)}")
 
 
-def refuse_non_finite(norms, scaler, logged, config, advice):
-    """InputError if one of the gradient norms of the steps after step `logged` is not finite; with
-    float16, where `scaler` skips such a step and halves its scale, only if that does not help."""
+def refuse_non_finite(norms, scaler, logged, config, advice, folder):
+    """InputError if one of the gradient norms of the steps after step `logged` is not finite, and a
+    record in the run's log, as of a loss that is not; with float16, where `scaler` skips such a
+    step and halves its scale, only if that does not help."""
     if scaler.is_enabled() and scaler.get_scale() >= 1:
         return
     finite = torch.stack(norms).isfinite().tolist() if norms else []
     if False in finite:
         step = logged + finite.index(False)
         sequences = config.batch_size * config.gradient_accumulation_steps
+        folder.log({"step": step + 1, "val_loss": None})  # compare.py says that it diverged
         raise InputError(f"step {step + 1}: the gradient norm is not finite (sequences "
                          f"{step * sequences} to {(step + 1) * sequences - 1} of the training "
                          f"order); {advice}")

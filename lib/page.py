@@ -240,7 +240,7 @@ def page(horizons, results, equal, notes, tuning, out):
              "## What made these numbers", setting_of(runs[0])]
     if tuning:
         text.append(f"Learning rate, input speed and scale: each arm's choice from a grid of "
-                    f"{tuning['steps']:,} steps on seed {tuning['seed']}, used here at "
+                    f"{tuning['steps']:,} steps on seed {tuning['seeds'][0]}, used here at "
                     + " and ".join(f"{r['steps']:,}" for r in results)
                     + " steps; whether the best setting moves with the horizon was not checked.")
         if tuning["default"]:

@@ -23,6 +23,7 @@ from lib.config import ARM_KEYS, Config, modernise
 # a family apart in grey.
 ARMS = {
     "bpe_tied": ("#000000", "o", "-"),
+    "bpe_tied_usual": ("#777777", "o", ":"),
     "bpe_untied": ("#E69F00", "s", "--"),
     "bpe_untied_default": ("#A87400", "s", ":"),
     "bpe_untied_usual": ("#F5C76B", "s", "-."),
@@ -33,6 +34,8 @@ ARMS = {
     "binary": ("#B8A800", "v", (0, (5, 1))),
     "binary_linear": ("#7A7000", "v", "-"),
     "affine": ("#0072B2", "P", (0, (1, 1))),
+    "minimal": ("#7FB8DA", "P", "--"),
+    "wide": ("#004B75", "P", "-"),
     "frozen_random": ("#888888", "v", ":"),
     "visual": ("#444444", "v", "-."),
     "random": ("#CC79A7", "*", (0, (3, 1, 1, 1))),
@@ -42,6 +45,7 @@ ARMS = {
     "phase": ("#6FB7A8", "h", "--"),
     "bytes2word": ("#3B6EA5", "<", "-."),
     "kron": ("#D55E00", "X", (0, (8, 2))),
+    "kron_wide": ("#A63A00", "X", (0, (3, 1))),
     "kron_raw": ("#F4A582", "X", ":"),
     "kron_shuffled": ("#6E2400", "X", "-"),
     "kron_tied": ("#B2473E", "X", "-."),

@@ -3,6 +3,8 @@ import math
 
 import torch
 
+from lib.common import InputError
+
 
 class KVCache:
     """Keys and values of the positions seen so far, for every layer; filled by one prompt, then one
@@ -48,6 +50,22 @@ def generate(model, ids, max_new_tokens, temperature=1.0, top_k=None, top_p=None
         next_ids = choose(logits, temperature, top_k, top_p, generator)
         ids = torch.cat((ids, next_ids.unsqueeze(1)), dim=1)
         yield next_ids
+
+
+@torch.no_grad()
+def refuse_context(model, name):
+    """InputError if the hidden states of some tokens are others with a cache, which gives them one
+    at a time: then the input reads more than each token's own id, and what the model says here is
+    not what it learned."""
+    ids = torch.arange(min(8, model.config.block_size), device=model.device).unsqueeze(0)
+    ids = ids % model.config.vocab_size
+    whole = model.hidden(ids)
+    cache = KVCache(model.config, 1, ids.device, whole.dtype)
+    parts = torch.cat([model.hidden(one, cache) for one in ids.split(1, dim=1)], dim=1)
+    if not torch.allclose(whole, parts, rtol=1e-2, atol=1e-2):
+        raise InputError(f"{name}: its input reads more than each token's own id, so a token that "
+                         "is sampled alone is not what it was in training; an arm's forward may "
+                         "depend on the id alone")
 
 
 def choose(logits, temperature, top_k, top_p, generator):

@@ -45,7 +45,7 @@ from lib import tokenizer
 from lib.checkpoint import load_checkpoint, load_model
 from lib.common import InputError, Parser, write_atomic
 from lib.gf2 import affine_code, draw_affine
-from lib.sampling import generate
+from lib.sampling import generate, refuse_context
 from lib.config import ROOT
 from lib.report import read_run
 from model import CODES
@@ -453,6 +453,7 @@ def load_models(runs, device, quiet=False):
     for run in map(Path, runs):
         model, tok, checkpoint = load_model(run, device)
         config, (loss, _) = checkpoint["config"], checkpoint["best"]
+        refuse_context(model, run)
         name = run.stem if run.is_file() else run.name
         if not quiet:
             print(f"  {name}: {config.get('arm')}, step {checkpoint['step']:,} of "

@@ -1,7 +1,7 @@
 """The grid that chose each arm's learning rate, input speed and scale: runs in, tuning.json out,
 and back in where tuned runs are compared.
 
-    table = choose(runs, default)    # {"seed", "steps", "settings", "arms": {arm: {"grid", ...}}}
+    table = choose(runs, default)    # {"seeds", "steps", "settings", "arms": {arm: {"grid", ...}}}
     name, how = tuned_name(run, table)
 """
 import json
@@ -17,7 +17,12 @@ from lib.report import (arm_of, bullets, difference, look, markdown_table, order
                         provenance, save_results, settings, stamp)
 from lib.runs import HORIZON, find_runs, unfinished
 
-KEYS = ("learning_rate", "min_lr", "embed_lr_mult", "embed_std")  # what a grid may vary
+# What a grid may vary, with the value of who says nothing.
+KEYS = {"learning_rate": None, "min_lr": None, "embed_lr_mult": 1.0, "embed_std": 0.0,
+        "input_multiplier": 1.0}
+UNTUNED = {key: usual for key, usual in KEYS.items() if usual is not None}
+AXES = {"learning rate": "learning_rate", "speed r": "r", "scale": "scale",
+        "multiplier": "input_multiplier"}
 ELSEWHERE = "at settings tuned elsewhere"
 FLAT = 0.01  # nats: a step in speed that changes the loss by less is on a plateau, not at an edge
 
@@ -57,40 +62,82 @@ def grid_point(run):
 def choose(runs, default=None):
     """Tuning runs -> the table that tuning.json holds.
 
-    An arm's choice is its grid's point of lowest final validation loss. `edges` says in words where
-    it lies at an edge of the grid: the choice is then not tuned. `default` is the setting that
-    nobody tuned, a dict of KEYS. InputError for runs that are no grid: unfinished, of several
-    seeds, differing in more than arms and the tuned keys, or two of the same point.
+    The lowest of the runs' seeds is the grid's; its best points may have been run again on others.
+    An arm's choice is its point of lowest final validation loss: the mean over all seeds among the
+    points that have every seed of that arm. `edges` says in words where it lies at an edge of the
+    grid. `default` is the setting that nobody tuned, a dict of KEYS. InputError for runs that are
+    no grid: unfinished, differing in more than arms, seeds and the tuned keys, or two of the same
+    point and seed.
     """
     points = {}
-    for run in runs:
+    seeds = sorted({run["header"]["config"]["seed"] for run in runs})
+    for run in sorted(runs, key=lambda run: run["header"]["config"]["seed"]):
         why = unfinished(run)
         if why and run["diverged"] is None:
             raise InputError(f"{run['name']}: {why}")
-        seeds = [r["header"]["config"]["seed"] for r in (runs[0], run)]
-        if seeds[0] != seeds[1]:
-            raise InputError(f"a grid has one seed: {runs[0]['name']} has {seeds[0]}, "
-                             f"{run['name']} has {seeds[1]}")
         if differs := difference(runs[0], run, KEYS):
             raise InputError(f"not one grid: {differs}")
-        arm, point = untuned_name(arm_of(run)), grid_point(run)
-        for other in points.setdefault(arm, []):
-            if all(other[key] == point[key] for key in KEYS):
-                raise InputError(f"{other['name']} and {run['name']} are the same point of the "
-                                 f"grid of {arm}")
-        points[arm].append(point)
+        arm, seed = untuned_name(arm_of(run)), run["header"]["config"]["seed"]
+        point = grid_point(run)
+        grid = points.setdefault(arm, [])
+        twin = next((other for other in grid if same(other, point)), None)
+        if twin is None:
+            if seed != seeds[0]:
+                raise InputError(f"{run['name']}: no point of the grid of seed {seeds[0]}")
+            grid.append(point | {"again": {}})
+        elif seed == seeds[0] or seed in twin["again"]:
+            raise InputError(f"{twin['name']} and {run['name']} are the same point of the grid of "
+                             f"{arm}")
+        else:
+            twin["again"][seed] = point["val_loss"]
     names = short_names(points)
     arms = {}
     for arm, grid in points.items():
-        finished = [point for point in grid if point["val_loss"] is not None]
-        if not finished:
-            raise InputError(f"every run of {arm} diverged: its grid chooses nothing")
-        best = min(finished, key=lambda point: point["val_loss"])
         grid = sorted(grid, key=lambda point: [point[key] for key in KEYS])
+        best = best_point(grid, arm)
         arms[names[arm]] = {"arm": arm, "best": best, "edges": edges(grid, best), "grid": grid}
     config = runs[0]["header"]["config"]
-    return {"seed": config["seed"], "steps": config["max_steps"], "default": default,
+    return {"seeds": seeds, "steps": config["max_steps"], "default": default,
             "settings": settings(runs[0], KEYS), "arms": arms}
+
+
+def best_point(grid, arm):
+    """The point of lowest loss: of lowest mean over seeds among those with the most seeds.
+    InputError if all diverged."""
+    most = max(len(point["again"]) for point in grid)
+    losses = {}
+    for i, point in enumerate(grid):
+        found = [point["val_loss"], *point["again"].values()]
+        if len(point["again"]) == most and None not in found:
+            losses[i] = math.fsum(found) / len(found)
+    if not losses:
+        raise InputError(f"every run of {arm} diverged: its grid chooses nothing")
+    return grid[min(losses, key=losses.get)]
+
+
+def beyond(grid, best, axis):
+    """The point one step beyond the best one, if that lies at the end of an axis of AXES: a dict
+    of KEYS; None where it lies inside or the axis has one value. The step is the grid's own. r is
+    held when the scale moves, min_lr stays in proportion to learning_rate."""
+    key = AXES[axis]
+    values = sorted({point[key] for point in grid if point[key] is not None})
+    if len(values) < 2 or best[key] not in (values[0], values[-1]):
+        return None
+    factor = best[key] / (values[1] if best[key] == values[0] else values[-2])
+    new = {name: best[name] for name in KEYS}
+    moved = {"learning_rate": ["learning_rate", "min_lr"], "r": ["embed_lr_mult"],
+             "input_multiplier": ["input_multiplier"], "scale": ["embed_std"]}[key]
+    if key == "scale":
+        new["embed_std"] = best["scale"]
+        moved += ["embed_lr_mult"] if best["r"] else []
+    for name in moved:
+        new[name] = float(f"{new[name] * factor:.6g}")
+    return new
+
+
+def options(point):
+    """A setting as options of train.py, without what nobody has to say."""
+    return [f"--{key}={point[key]:g}" for key, usual in KEYS.items() if point[key] != usual]
 
 
 def edges(grid, best):
@@ -101,8 +148,8 @@ def edges(grid, best):
     FLAT; a value beyond at which the run diverged is a value (results/PLAN.md).
     """
     found, natural_scales = [], {point["scale"] for point in grid if not point["embed_std"]}
-    for what, key in (("learning rate", "learning_rate"), ("speed r", "r"), ("scale", "scale")):
-        values = sorted({point[key] for point in grid if point[key] is not None})
+    for what, key in AXES.items():
+        values = sorted({point[key] for point in grid if point.get(key) is not None})
         natural = key == "scale" and best["scale"] in natural_scales
         if len(values) < 2 or natural or best[key] not in (values[0], values[-1]):
             continue
@@ -129,11 +176,14 @@ def read_tuning(path):
     try:
         with open(path) as file:
             table = json.load(file)
-        whole = {"seed", "steps", "default", "settings", "arms"} <= table.keys()
+        if "seed" in table:  # of before grids had several
+            table["seeds"] = [table.pop("seed")]
+        whole = {"seeds", "steps", "default", "settings", "arms"} <= table.keys()
         whole = whole and isinstance(table["settings"], dict)
         for row in table["arms"].values():
             whole = whole and {"arm", "best", "edges", "grid"} <= row.keys()
-            whole = whole and set(KEYS) <= row["best"].keys()
+            row["best"] = KEYS | row["best"]
+            whole = whole and None not in (row["best"]["learning_rate"], row["best"]["min_lr"])
     except (ValueError, AttributeError, TypeError, KeyError):
         whole = False
     if not whole:
@@ -144,7 +194,8 @@ def read_tuning(path):
 
 def same(a, b):
     """Whether two settings agree in the tuned keys, to the rounding of a json."""
-    return all(math.isclose(a[key], b[key], rel_tol=1e-4, abs_tol=1e-12) for key in KEYS)
+    return all(math.isclose(a.get(key, usual), b.get(key, usual), rel_tol=1e-4, abs_tol=1e-12)
+               for key, usual in KEYS.items())
 
 
 def tuned_name(run, table):
@@ -162,7 +213,7 @@ def tuned_name(run, table):
                 return name, "tuned"
             if at_default:
                 return f"{name}_default", "default"
-            if same(mine, row["best"] | {"embed_lr_mult": 1, "embed_std": 0}):
+            if same(mine, row["best"] | UNTUNED):
                 return f"{name}_usual", "usual"
             chosen = describe_setting(row["best"])
             return None, f"{describe_setting(mine)} is not what the grid chose ({chosen})"
@@ -172,13 +223,11 @@ def tuned_name(run, table):
     return full, "default" if at_default else "not tuned"
 
 
-def refuse_untuned(names, table):
-    """InputError if the choice of one of these arms lies at an edge of its grid."""
-    for name in names:
-        if name in table["arms"] and table["arms"][name]["edges"]:
-            why = "; ".join(table["arms"][name]["edges"])
-            raise InputError(f"{name} is not tuned, its best setting lies at an edge of its grid: "
-                             f"{why}. Extend the grid")
+def at_edges(names, table):
+    """Lines on those of these arms whose choice lies at an edge of its grid."""
+    found = {name: table["arms"][name]["edges"] for name in names if name in table["arms"]}
+    return [f"{name}'s setting lies at an edge of its grid: {'; '.join(edges)}"
+            for name, edges in found.items() if edges]
 
 
 def describe_setting(point):
@@ -190,6 +239,8 @@ def describe_setting(point):
         text += f", speed × {point['embed_lr_mult']:.4g}"
     if point["embed_std"]:
         text += f", scale {point['embed_std']:.3g}"
+    if point.get("input_multiplier", 1) != 1:
+        text += f", input × {point['input_multiplier']:.3g}"
     return text
 
 
@@ -198,8 +249,8 @@ def name_runs(runs, tuning, notes):
     other data or another shape, how is ELSEWHERE."""
     kept, grid = [], tuning["settings"]
     for r in runs:
-        if r["header"]["config"]["seed"] == tuning["seed"]:
-            notes.append(f"left out: {r['name']}: seed {tuning['seed']} chose the settings")
+        if (seed := r["header"]["config"]["seed"]) in tuning["seeds"]:
+            notes.append(f"left out: {r['name']}: seed {seed} chose the settings")
             continue
         name, how = tuned_name(r, tuning)
         if name is None:
@@ -218,7 +269,7 @@ def name_runs(runs, tuning, notes):
         kept.append(r)
     if not kept:
         raise InputError(f"none of these runs can be compared: {notes[-1]}")
-    refuse_untuned({r["arm"] for r in kept}, tuning)
+    notes += at_edges(dict.fromkeys(r["arm"] for r in kept), tuning)
     return kept
 
 
@@ -254,9 +305,12 @@ def tuning_tables(table):
             mark = "chosen" if point == best else ""
             every.append([name, *cells(point), mark])
     columns = ["learning rate", "min_lr", "speed (embed_lr_mult)", "scale", "r = speed / scale",
-               "loss (nats)"]
+               "input_multiplier", "loss (nats)", "on the other seeds"]
     return [f"Each arm's setting of lowest validation loss after {table['steps']:,} steps on seed "
-            f"{table['seed']}, which judges nothing else:",
+            f"{table['seeds'][0]}, which judges nothing else"
+            + ("; the best two of an arm were run again on seed "
+               f"{', '.join(map(str, table['seeds'][1:]))}, and the lower mean is taken"
+               if table["seeds"][1:] else "") + ":",
             markdown_table(["arm", "runs", *columns, "edge of the grid"], chosen),
             "Every run:", markdown_table(["arm", *columns, ""], every)]
 
@@ -277,19 +331,22 @@ def cells(point):
     scale = "-" if point["scale"] is None else f"{point['scale']:.3g}"
     scale += "" if point["embed_std"] else " (natural)"
     r = "-" if point["r"] is None else f"{point['r']:.4g}"
-    loss = "diverged" if point["val_loss"] is None else f"{point['val_loss']:.4f}"
+    losses = ["diverged" if loss is None else f"{loss:.4f}"
+              for loss in (point["val_loss"], *point["again"].values())]
     return [f"{point['learning_rate']:.3g}", f"{point['min_lr']:.3g}",
-            f"{point['embed_lr_mult']:.4g}", scale, r, loss]
+            f"{point['embed_lr_mult']:.4g}", scale, r, f"{point['input_multiplier']:.3g}",
+            losses[0], ", ".join(losses[1:]) or "-"]
 
 
 def tuning_picture(table):
-    """Loss against r and against the learning rate: every run a marker, a line through the lowest
-    loss at each value, a ring around each arm's choice."""
-    figure, axes = panels(2, 6.4, 5)
-    titles = {"r": "Input speed over scale (line: lowest at each; ring: chosen; small: the rest)",
-              "learning_rate": "Learning rate"}
-    labels = {"r": "r = embed_lr_mult / rms(e) at the start", "learning_rate": "learning_rate"}
-    for ax, key in zip(axes, titles):
+    """Loss against each axis on which some arm has several values: every run a marker, a line
+    through the lowest loss at each value, a ring around each arm's choice."""
+    labels = {"r": "r = embed_lr_mult / rms(e) at the start", "learning_rate": "learning_rate",
+              "scale": "rms(e) at the start", "input_multiplier": "input_multiplier"}
+    keys = [key for key in labels
+            if any(len({p[key] for p in row["grid"]}) > 1 for row in table["arms"].values())]
+    figure, axes = panels(max(1, len(keys)), 6.4, 5)
+    for ax, key in zip(axes, keys):
         for name, row in table["arms"].items():
             points = [p for p in row["grid"] if p[key] is not None and p["val_loss"] is not None]
             values = sorted({p[key] for p in points})
@@ -303,7 +360,8 @@ def tuning_picture(table):
             if row["best"][key] is not None:
                 ax.plot(row["best"][key], row["best"]["val_loss"], "o", ms=12, mfc="none",
                         color=style["color"])
-        ax.set(xscale="log", xlabel=labels[key], title=titles[key],
+        ax.set(xscale="log", xlabel=labels[key],
+               title="line: lowest at each; ring: chosen; small: the rest",
                ylabel=f"validation loss after {table['steps']:,} steps (nats per token)")
         ax.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
         ax.xaxis.set_minor_formatter(NullFormatter())

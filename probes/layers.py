@@ -69,7 +69,7 @@ def study(model, tok, families):
     ids = torch.arange(len(texts), device=model.device)
     vectors, own = word_vectors(model, tok, [word for _, word in words])
     queries = levels(model, vectors)
-    parts = [levels(model, model.transformer.wte(part)) for part in ids.split(4096)]
+    parts = [levels(model, model.embed(part)) for part in ids.split(4096)]
     pairs = np.random.RandomState(0).randint(0, len(ids), (2, 10_000))
     pairs = torch.from_numpy(pairs).to(model.device)
     found = {}

@@ -124,6 +124,72 @@ def test_affine_seed_is_in_the_state():
     assert torch.equal(one(ids), other(ids))
 
 
+# ---- the wide code -----------------------------------------------------------------------------
+
+def wide(V, width, d=1024, **options):
+    """An affine code of K' = `width` signs, tiled to d."""
+    return AffineEmbedding(V, d, V, code_width=width, code_levels="signs", **options)
+
+
+@pytest.mark.parametrize("V", [1000, 4096, 50257])
+@pytest.mark.parametrize("times", [0, 1, 2, "most"])
+def test_a_wide_code_tells_every_id_apart(V, times):
+    """K' = K, K + 1, 2 K and min(d, 2^K - 1): its rows are distinct and not zero, no two ids share
+    a code, every id is decoded, and each entry is the parity of the id's bits that its row of A
+    names, flipped where b is 1."""
+    K = code_bits(V)
+    width = {0: K, 1: K + 1, 2: 2 * K, "most": min(1024, 2**K - 1)}[times]
+    module = wide(V, -1 if times == "most" else width, seed=7)
+    A, b = module.A.long(), module.b.long()
+    assert module.code_width == len(A) == width and A.any(1).all()
+    assert len(A.unique(dim=0)) == width
+    ids = torch.arange(V)
+    bits = (module.code(ids) + 1).long() // 2  # (V, K')
+    assert len(bits.unique(dim=0)) == V
+    assert torch.equal(ids_of(affine_decode(bits, A, b)), ids)
+    for t in (0, 1, 2, V // 3, V - 1):
+        assert bits[t].tolist() == [(bin(ids_of(row) & t).count("1") + flip) % 2
+                                    for row, flip in zip(A, b.tolist())]
+
+
+def test_the_forms_of_a_wide_code_agree():
+    """Table, on the fly and compiled: the same vectors bit for bit, of norm sqrt(d), with nothing
+    trained; A and b are its whole state."""
+    ids = torch.randint(0, 5000, (2, 3, 5))
+    table, fly = (wide(5000, 40, d=96, form=form) for form in ("table", "on_the_fly"))
+    vectors = fly(ids)
+    assert torch.equal(table(ids), vectors) and not list(fly.parameters())
+    assert torch.equal(torch.compile(fly, fullgraph=True, backend="aot_eager")(ids), vectors)
+    assert vectors.unique().tolist() == [-1, 1] and fly.std == 1
+    assert set(fly.state_dict()) == {"A", "b"} and fly.params_in_use(5000) == 0
+
+
+def test_parities_are_orthogonal_over_all_ids():
+    """Any two entries of a wide code as signs, summed over all 2^K ids, cancel: with all 2^K - 1
+    rows it is a Hadamard code."""
+    codes = wide(1024, -1).code(torch.arange(1024))  # (1024, 1023)
+    assert torch.equal(codes.T @ codes, 1024 * torch.eye(1023))
+
+
+def test_the_narrowest_code_is_the_published_one():
+    """code_width = K is bit for bit what 0 is: one stream of draws, today's A and b for K = 4."""
+    for seed in range(20):
+        minimal, named = (AffineEmbedding(4096, 30, 4096, code_width=width, seed=seed)
+                          for width in (0, 12))
+        assert torch.equal(minimal(torch.arange(4096)), named(torch.arange(4096)))
+    A, b = draw_affine(4, seed=1)
+    assert ids_of(A).tolist() == [1, 15, 11, 9] and b.tolist() == [1, 1, 0, 0]
+
+
+@pytest.mark.parametrize("width", [-2, 1, 11, 97, 4096])
+def test_a_width_out_of_range_is_refused(width):
+    """Below K the code is not one to one; above d it would be cut, above 2^K - 1 rows repeat."""
+    with pytest.raises(ValueError, match="code 'affine' takes 12 to 96 here"):
+        wide(4096, width, d=96)
+    with pytest.raises(ValueError, match="takes 3 to 7 here"):
+        wide(8, 8)
+
+
 # ---- Kronecker ---------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("P", [4, 16, 32])

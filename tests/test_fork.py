@@ -12,7 +12,9 @@ import probe
 import sample
 import train
 from codes import draw
+from conftest import ARMS as OF_THE_PROJECT, build
 from lib.report import ARMS, look
+from lib.sampling import refuse_context
 
 SHAPE = ["--dataset=small", "--n_layer=1", "--n_head=2", "--n_embd=36", "--block_size=32",
          "--batch_size=4", "--max_steps=2", "--eval_tokens=128", "--device=cpu", "--dtype=float32"]
@@ -63,6 +65,27 @@ def test_an_arm_of_ones_own_trains_and_is_compared_probed_and_sampled(fork, call
     capsys.readouterr()
     assert call(sample.main, runs[0], "--prompt=Return the", "--max_new_tokens=5", cwd=fork) == 0
     assert capsys.readouterr().out.startswith("Return the")
+
+
+class BigramEmbedding(LengthEmbedding):
+    """What forks write first, and what cannot work: a vector of the token and the one before it."""
+
+    def forward(self, ids):
+        before = F.pad(ids, (1, 0))[..., :-1]
+        return F.embedding((ids + 31 * before) % 256, self.weight)
+
+
+def test_an_arm_that_reads_its_neighbours_is_not_sampled(fork, refuse, call, monkeypatch):
+    """It trains, but a token that is sampled alone has no neighbour: said in one line."""
+    monkeypatch.setitem(model.CODES, "length", BigramEmbedding)
+    assert call(train.main, "config/tiny.py", "length.py", *SHAPE, cwd=fork) == 0
+    line = refuse(sample.main, "out/tiny-length-s1337", "--prompt=Return the", cwd=fork)
+    assert "reads more than each token's own id" in line
+
+
+@pytest.mark.parametrize("arm", OF_THE_PROJECT)
+def test_no_arm_of_the_project_reads_its_neighbours(arm, bpe):
+    refuse_context(build(arm, bpe).eval(), arm)
 
 
 def test_an_unknown_code_is_an_error(fork, refuse, monkeypatch):

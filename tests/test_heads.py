@@ -3,6 +3,7 @@ constructions and themselves; and every config's run, which goes on bit for bit.
 import math
 import shutil
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -123,8 +124,9 @@ def test_gradients_equal_a_dense_construction(tokens, text, code, head):
         assert (p.grad - wanted).abs().max() < 1e-4 * wanted.abs().max(), name
 
 
-@pytest.mark.parametrize("code, head, bias", [("kron", "tied", False), ("kron", "code", True),
-                                              ("lowrank", "tied", True), ("phase", "code", False)])
+@pytest.mark.parametrize("code, head, bias", [
+    ("kron", "tied", "none"), ("kron", "code", "zero"), ("lowrank", "tied", "unigram"),
+    ("phase", "code", "none")])
 def test_compiled_equals_eager(tokens, text, code, head, bias):
     """torch.compile(fullgraph=True) of the whole model: the same loss and gradients."""
     torch._dynamo.reset()
@@ -138,7 +140,7 @@ def test_compiled_equals_eager(tokens, text, code, head, bias):
         assert (plain - compiled).abs().max() <= 1e-4 * plain.abs().max()
 
 
-@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("bias", ["none", "zero"])
 @pytest.mark.parametrize("code, head", FEW)
 def test_cached_generation_equals_uncached(tokens, text, code, head, bias):
     """Greedy, token for token, past block_size; every id is of the vocabulary."""
@@ -152,7 +154,7 @@ def test_cached_generation_equals_uncached(tokens, text, code, head, bias):
 @pytest.mark.parametrize("code, head", FEW)
 def test_checkpoint_reloads(bpe, tmp_path, text, code, head):
     """What was saved says the same when it is loaded."""
-    config = vars(gpt([b"x"] * 2, code, head, head_bias=True).config)
+    config = vars(gpt([b"x"] * 2, code, head, head_bias="zero").config)
     model = randomise(build_model(config, bpe))
     path = tmp_path / "ckpt.pt"
     save_checkpoint(path, {"model": model.state_dict(), "config": config, "tokenizer": bpe.state})
@@ -162,8 +164,8 @@ def test_checkpoint_reloads(bpe, tmp_path, text, code, head):
 
 # ---- a word that can be said -------------------------------------------------------------------
 
-@pytest.mark.parametrize("head, size, bias", [("tied", V, False), ("code", V, True),
-                                              ("tied", 960, True), ("code", 960, False)])
+@pytest.mark.parametrize("head, size, bias", [("tied", V, "none"), ("code", V, "zero"),
+                                              ("tied", 960, "zero"), ("code", 960, "none")])
 @pytest.mark.parametrize("code", ["kron", "kron_shuffled", "trigram", "phase"])
 def test_a_slot_can_be_said(tokens, text, code, head, size, bias):
     """An assigned slot's logit is that of its bytes: given those of a token of the vocabulary, that
@@ -179,9 +181,10 @@ def test_a_slot_can_be_said(tokens, text, code, head, size, bias):
         before, slot = model(ids), model.set_bytes(raw)
         after = model(ids)
         own = before[..., token].clone()
-        if bias:
+        if bias != "none":
             own -= model.head_bias[token]
-            own += F.pad(model.head_bias, (0, 1))[slot]
+            offset = model.head_bias  # past its end a slot is as likely as the rarest token
+            own += offset[slot] if slot < len(offset) else offset.min()
     assert slot == size and torch.equal(after[..., :size], before[..., :size])
     torch.testing.assert_close(after[..., slot], own, rtol=1e-4, atol=1e-4)
     assert (after[..., slot + 1:] == -math.inf).all()
@@ -199,7 +202,7 @@ def test_a_slot_can_be_said(tokens, text, code, head, size, bias):
                                         ("kron", "table"), *FEW])
 def test_head_bias(tokens, text, code, head):
     """A number per token, 0 at the start, added to its logit, trained, and counted in the head."""
-    plain, model = (gpt(tokens, code, head, head_bias=bias) for bias in (False, True))
+    plain, model = (gpt(tokens, code, head, head_bias=bias) for bias in ("none", "zero"))
     ids = text[:32].view(1, 32)
     assert torch.equal(plain(ids)[..., :V], model(ids)[..., :V])
     with torch.no_grad():
@@ -210,6 +213,39 @@ def test_head_bias(tokens, text, code, head):
     assert model.head_bias.grad[:V].all()
     more = {key: model.num_params()[key] - plain.num_params()[key] for key in plain.num_params()}
     assert more == {"input": 0, "body": 0, "head": 1024, "total": 1024}
+
+
+@pytest.mark.parametrize("code, head", [("learned", "tied"), ("learned", "table"),
+                                        ("kron", "table"), *FEW])
+def test_unigram_bias(tokens, text, code, head):
+    """Where the hidden state is zero the loss starts at the unigram entropy: text costs what its own
+    frequencies say, as far as one more of each token lets it."""
+    model = gpt(tokens, code, head, head_bias="unigram")
+    counts = 100 * np.bincount(text, minlength=V)
+    model.start_at_unigram(counts)
+    torch.nn.init.zeros_(model.transformer.ln_f.weight)
+    p = counts[counts > 0] / counts.sum()
+    n = len(text) // 32 * 32
+    with torch.no_grad():
+        loss = model(text[:n].view(-1, 32), text[:n].view(-1, 32)).item()
+    assert loss == pytest.approx(-(p * np.log(p)).sum(), abs=0.02)
+    assert model.head_bias.exp()[:V].sum().item() == pytest.approx(1)
+    unseen = 1 / (counts.sum() + V)
+    assert model.head_bias.exp()[V:].tolist() == pytest.approx([unseen] * 24)
+
+
+def test_unigram_bias_of_a_run(small_data, tmp_path, call):
+    """train.py counts the training split: the first validation is near the entropy of the validation
+    split under those counts, where ln V is 6.2, and a run that goes on does not count again."""
+    (tmp_path / "data").symlink_to(small_data / "data")
+    argv = [ROOT / "configs" / "bpe_untied.py", *BRIEF, "--head_bias=unigram", "--n_embd=12"]
+    assert call(train.main, *argv, cwd=tmp_path) == 0
+    train_ids, val_ids = (np.fromfile(small_data / f"data/small/{split}.bin", np.uint16)
+                          for split in ("train", "val"))
+    p = (np.bincount(train_ids, minlength=512) + 1) / (len(train_ids) + 512)
+    start = next(r["val_loss"] for r in read_log(tmp_path / "out/again/log.jsonl")[0]
+                 if "val_loss" in r)
+    assert start == pytest.approx(-np.log(p[val_ids]).mean(), abs=0.15)
 
 
 @pytest.mark.parametrize("code, head", [("learned", "tied"), *CODED])
@@ -254,8 +290,10 @@ def test_configs_are_the_arms():
     assert set(CONFIGURED.values()) == set(CODES)
 
 
-@pytest.mark.parametrize("arm", CONFIGURED)
-def test_every_arm_resumes_bit_for_bit(arm, small_data, tmp_path, call, capsys, monkeypatch):
+@pytest.mark.parametrize("arm, options", [
+    *((arm, []) for arm in CONFIGURED),
+    ("bpe_tied", ["--head_bias=unigram", "--input_multiplier=14", "--input_norm=True"])])
+def test_every_arm_resumes_bit_for_bit(arm, options, small_data, tmp_path, call, capsys, monkeypatch):
     """A run that goes on from its checkpoint of step 2 ends with the weights, the optimizer and the
     losses of the run that was not interrupted."""
     (tmp_path / "data").symlink_to(small_data / "data")
@@ -273,7 +311,8 @@ def test_every_arm_resumes_bit_for_bit(arm, small_data, tmp_path, call, capsys, 
 
     ends = []
     for start in (0, 2):
-        assert call(train.main, ROOT / "configs" / f"{arm}.py", *BRIEF, cwd=tmp_path) == 0
+        assert call(train.main, ROOT / "configs" / f"{arm}.py", *BRIEF, *options,
+                    cwd=tmp_path) == 0
         assert ("step 1/4" in capsys.readouterr().out) == (start == 0)
         losses = [{key: r[key] for key in ("step", "loss", "grad_norm", "val_loss") if key in r}
                   for r in read_log(out / "log.jsonl")[0]]

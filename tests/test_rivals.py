@@ -10,14 +10,16 @@ import torch.nn.functional as F
 
 from codes import draw
 from lib.config import check_shape
+from lib.gf2 import draw_affine
 from lib.tokenizer import token_bytes
 from model import CODES, GPTConfig, make_embedding
 from rivals import RIVALS, bitmap, deal
 
 V, D_MODEL = 1000, 24  # V is no multiple of 64, so that 24 ids are left over
 BAGS = ["kron_shuffled", "kron_raw", "random", "trigram", "phase"]  # a fixed code times one matrix
-TRAINED = [*BAGS, "lowrank", "hash", "qr", "bytes2word"]
+TRAINED = [*BAGS, "lowrank", "hash", "qr", "bytes2word", "kron_wide"]
 READERS = [name for name, kind in CODES.items() if kind.reads_bytes]
+BYTES_ALONE = [name for name in READERS if name != "kron_wide"]  # which knows an id as well
 
 
 def embedding(code, spelled, **options):
@@ -136,6 +138,15 @@ def dense_code(code, spelled, seed):
     return {"kron_shuffled": shuffled_code, "random": random_code}[code](spelled, seed)
 
 
+def wide_signs(n, seed):
+    """The wide code of ids below n as -1 and +1, (n, d) float64: parities by Python's integers."""
+    K = (n - 1).bit_length()
+    A, b = draw_affine(K, seed, D_MODEL)
+    masks = [sum(bit << j for j, bit in enumerate(row)) for row in A.tolist()]
+    return torch.tensor([[2 * ((bin(mask & t).count("1") + flip) % 2) - 1
+                          for mask, flip in zip(masks, b.tolist())] for t in range(n)]).double()
+
+
 def read_bytes(w, raws, heads=3):
     """bytes2word's equation for n tokens of one length L: one learned query a head attends over
     their bytes. (n, d)."""
@@ -158,6 +169,8 @@ def exact_vectors(code, w, spelled, seed):
     ids = torch.arange(n)
     if code in BAGS:
         return torch.from_numpy(dense_code(code, spelled, seed)) @ w["W"]
+    if code == "kron_wide":
+        return torch.from_numpy(kron_code(spelled)) @ w["W"] + 0.5 * wide_signs(n, seed)
     if code == "lowrank":
         return w["A"][:n] @ w["B"]
     if code == "hash":
@@ -253,7 +266,7 @@ def test_ids_past_the_vocabulary_are_zero(code, tokens):
         assert not any(p.grad.any() for p in module.parameters())
 
 
-@pytest.mark.parametrize("code", READERS)
+@pytest.mark.parametrize("code", BYTES_ALONE)
 def test_a_token_without_bytes_is_zero(code, tokens):
     """Also among others, and in a slot whose word was taken away."""
     module = embedding(code, [b"", *tokens[:300], b""])
@@ -272,7 +285,7 @@ def test_scale_of_the_vectors(code, std, tokens):
     """rms(e) over the vocabulary, averaged over 20 seeds, is the arm's natural scale, or else
     embed_std, within 5 %."""
     natural = {"learned": 0.02, "lowrank": 0.02, "hash": 0.02, "qr": 0.02,
-               "frozen_random": D_MODEL**-0.5, "visual": D_MODEL**-0.5,
+               "kron_wide": 1.25**0.5, "frozen_random": D_MODEL**-0.5, "visual": D_MODEL**-0.5,
                "binary": None, "affine": None}  # of these: what 0 and 1 give
     module, ids = embedding(code, tokens, embed_std=std), torch.arange(V)
     total, seeds = 0, 1 if code == "visual" else 20  # nothing in it is random
@@ -287,8 +300,18 @@ def test_scale_of_the_vectors(code, std, tokens):
     assert total == pytest.approx(expected, rel=0.05) and module.std == pytest.approx(expected)
 
 
+def test_a_forced_word_has_no_identity(tokens):
+    """kron_wide: in a slot past the vocabulary a word's bytes are all that is known of it."""
+    module, kron = (embedding(code, tokens) for code in ("kron_wide", "kron"))
+    kron.W = module.W
+    for one in (module, kron):
+        one.set_bytes(V, b"zyzzyva")
+    assert torch.equal(module(torch.tensor([V])), kron(torch.tensor([V])))
+    assert not torch.equal(module(torch.tensor([5])), kron(torch.tensor([5])))
+
+
 @pytest.mark.parametrize("form", ["on_the_fly", "table"])
-@pytest.mark.parametrize("code", READERS)
+@pytest.mark.parametrize("code", BYTES_ALONE)
 def test_set_bytes(code, form, tokens):
     """Bytes put into a free slot embed as a token with these bytes would; nobody else's vector
     changes; a later word replaces it."""

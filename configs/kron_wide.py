@@ -1,0 +1,5 @@
+# Bytes and identity: kron plus half of the wide affine code.
+code = "kron_wide"
+lift = "linear"
+head = "table"
+pos_dim = 16
