@@ -14,10 +14,11 @@ horizons (max_steps); the rest is named. Rates that differ between arms are comp
 import math
 import statistics
 import sys
+from pathlib import Path
 
 import numpy as np
 
-from lib.common import Parser, run
+from lib.common import InputError, Parser, run
 from lib.page import at_equal_seeds, page, tables, warnings
 from lib.pictures import comparison_picture
 from lib.report import refuse_folder, save_results
@@ -25,8 +26,9 @@ from lib.runs import equal_seeds, finished_runs, not_run, read_names, score, sel
 from lib.stats import document_interval, holm, pooled_interval, pooled_sd, speedup, summary
 from lib.tuning import ELSEWHERE, KEYS, describe_setting, name_runs, read_tuning, setting, tune
 
-# The contrasts of results/PLAN.md: (name, arm, base, question). The answer is yes if the arm's loss
-# is below its base's, no if it is above. T is the one of TABLE_FREE that tuning chose.
+# The contrasts of part one of results/PLAN.md: (name, arm, base, question). The answer is yes if the
+# arm's loss is below its base's, no if it is above. T is the one of TABLE_FREE that tuning chose.
+# Where the runs' folder has a contrasts.tsv, that has the contrasts.
 CONTRASTS = [
     ("spelling", "kron", "kron_shuffled", "is a token's own spelling better than another's?"),
     ("head", "bpe_untied", "bpe_tied", "is an untied table, fully tuned, better than a tied one?"),
@@ -87,12 +89,13 @@ def verdict(pair, p):
     return f"{'lower' if pair['gap']['mean'] < 0 else 'higher'} ({rests})"
 
 
-def answer(pair, how):
-    """yes, no or not known: what a planned contrast's verdict is worth. `how`: of each of the two
-    arms, how it was tuned."""
-    if None in how:
+def answer(pair, how, words=("yes", "no")):
+    """What a planned contrast's verdict is worth: the first of `words` if the arm's loss is below
+    its base's, the second if it is above, or not known. `how`: of each of the two arms, how it was
+    tuned; None where nothing needs to be."""
+    if how and None in how:
         return "not known: not tuned"
-    for arm, tuned in zip((pair["arm"], pair["base"]), how):
+    for arm, tuned in zip((pair["arm"], pair["base"]), how or ()):
         wanted = "default" if arm.endswith("_default") else "tuned"
         if tuned not in (wanted, ELSEWHERE):
             return f"not known: {arm} was not tuned"
@@ -100,8 +103,8 @@ def answer(pair, how):
         return "not known: one training run"
     if pair["p_holm"] >= 0.05:
         return "not known"
-    text = "yes" if pair["gap"]["mean"] < 0 else "no"
-    text += f", {ELSEWHERE}" if ELSEWHERE in how else ""
+    text = words[pair["gap"]["mean"] > 0]
+    text += f", {ELSEWHERE}" if how and ELSEWHERE in how else ""
     return text if len(pair["seeds"]) > 1 else f"{text}, in this one training run"
 
 
@@ -140,29 +143,49 @@ def describe(by_seed):
         "tokens_per_s": statistics.median(rates) if rates else None}
 
 
-def compare(arms, baseline, tuning=None):
-    """Scored runs {arm: {seed: run}} -> everything that the tables and the json show."""
+def read_contrasts(paths):
+    """contrasts.tsv of the one folder that is compared -> (planned, exploratory) as CONTRASTS and
+    EXPLORATORY, in which an arm that is below its base is "lower"; None where there is none."""
+    path = Path(paths[0]) / "contrasts.tsv"
+    if len(paths) > 1 or not path.is_file():
+        return None
+    rows = [line.split("\t") for line in path.read_text().splitlines()[1:]]
+    if any(len(row) != 4 for row in rows):
+        raise InputError(f"{path}: a line is question, arm, base and kind, with tabs between them")
+    planned = [("", arm, base, question) for question, arm, base, kind in rows
+               if kind == "confirmatory"]
+    return planned, [(arm, base) for _, arm, base, kind in rows if kind != "confirmatory"]
+
+
+def compare(arms, baseline, tuning=None, contrasts=None):
+    """Scored runs {arm: {seed: run}} -> everything that the tables and the json show. `contrasts`:
+    what `read_contrasts` gave."""
+    planned, exploratory = contrasts or (CONTRASTS, EXPLORATORY)
     losses = {(arm, seed): r["loss"] for arm, runs in arms.items() for seed, r in runs.items()}
     sd, degrees = pooled_sd(losses)
     steps = max(r["vals"][-1]["step"] for runs in arms.values() for r in runs.values())
     result = {"baseline": baseline, "steps": steps, "pooled": {"sd": sd, "degrees": degrees},
               "planned": [], "exploratory": [],
               "arms": {arm: describe(runs) for arm, runs in arms.items()}}
-    for name, arm, base, question in CONTRASTS:
+    for name, arm, base, question in planned:
         arm = table_free(arms, tuning) if arm == "T" else arm
         pair = paired(arms.get(arm, {}), arms.get(base, {}), sd, degrees)
         what = {"name": name, "question": question, "arm": arm, "base": base}
         result["planned"].append(what | (pair or {"gap": None, "answer": "not run"}))
     made = {(c["arm"], c["base"]): c for c in result["planned"] if c["gap"]}
     # a contrast that was not run counts in the family as it was planned
-    p_holm = holm({key: c["p"] for key, c in made.items() if c["p"] is not None}, len(CONTRASTS))
+    p_holm = holm({key: c["p"] for key, c in made.items() if c["p"] is not None}, len(planned))
     for key, c in made.items():
         c["p_holm"] = p_holm.get(key)
         c["verdict"] = verdict(c, c["p_holm"])
-        c["answer"] = answer(c, [result["arms"][arm]["tuned"] for arm in key])
-    for arm, base in dict.fromkeys([*EXPLORATORY, *((arm, baseline) for arm in arms)]):
-        pair = paired(arms.get(arm, {}), arms.get(base, {}), sd, degrees)
-        if pair and arm != base and not {(arm, base), (base, arm)} & made.keys():
+        if contrasts:  # whose plan says which arms are tuned
+            c["answer"] = answer(c, None, ("lower", "higher"))
+        else:
+            c["answer"] = answer(c, [result["arms"][arm]["tuned"] for arm in key])
+    for arm, base in dict.fromkeys([*exploratory, *((arm, baseline) for arm in arms)]):
+        if arm == base or {(arm, base), (base, arm)} & made.keys():
+            continue
+        if pair := paired(arms.get(arm, {}), arms.get(base, {}), sd, degrees):
             pair |= {"arm": arm, "base": base, "verdict": verdict(pair, pair["p"])}
             result["exploratory"].append(pair)
     return result
@@ -177,7 +200,7 @@ def main():
     parser.add_argument("--tuned", help="tuning.json: the grid that chose each arm's setting")
     parser.add_argument("--tune", action="store_true", help="the runs are a grid: choose from it")
     parser.add_argument("--default", help="with --tune: the config whose rates nobody tuned")
-    parser.add_argument("--planned", help="a file of names: the page says which are not compared")
+    parser.add_argument("--planned", help="a plan.tsv, or a file of names: the page says which are not compared")
     parser.add_argument("--out", help="write OUT.md, OUT.json and OUT.png")
     args = parser.parse_args()
     if args.out:
@@ -192,8 +215,10 @@ def main():
     horizons, baseline = select(runs, args.baseline, KEYS if tuning else (), notes)
     for arms in horizons:
         notes += score([r for by_seed in arms.values() for r in by_seed.values()])
-    results = [compare(arms, baseline, tuning) for arms in horizons]
-    equal = at_equal_seeds(compare(arms, baseline, tuning) for arms in equal_seeds(horizons))
+    contrasts = read_contrasts(args.runs)
+    results = [compare(arms, baseline, tuning, contrasts) for arms in horizons]
+    equal = at_equal_seeds(compare(arms, baseline, tuning, contrasts)
+                           for arms in equal_seeds(horizons))
     notes = warnings(horizons, results[0], tuning) + not_run(planned, horizons) + notes
     for note in notes:
         print(f"note: {note}", file=sys.stderr)

@@ -84,8 +84,10 @@ def arm_of(run):
 
 # ---- runs in -----------------------------------------------------------------------------------
 
-# Runs that are compared may differ in these: they make the arm, or leave its numbers alone.
-FREE = {*ARM_KEYS, "seed", "name", "wandb_log", "log_interval", "eval_interval", "compile"}
+# Runs that are compared may differ in these: they make the arm, leave its numbers alone, or change
+# bits, not batches.
+BITS = ("dtype", "device", "compile")
+FREE = {*ARM_KEYS, *BITS, "seed", "name", "wandb_log", "log_interval", "eval_interval"}
 
 
 def is_number(x):
@@ -200,6 +202,12 @@ def provenance(runs):
         if run["went_on"]:
             lines.append(f"{run['name']} went on after a stop with other "
                          f"{', '.join(run['went_on'])}")
+    for key in BITS:
+        found = Counter(str(r["header"]["config"][key]) for r in runs)
+        if len(found) > 1:
+            counts = ", ".join(f"{value} ({n} runs)" for value, n in found.most_common())
+            lines.append(f"{key} is not the same in all runs, which changes bits, not batches: "
+                         f"{counts}")
     versions = Counter(r["header"].get("code_hash", "unknown") for r in runs)
     if len(versions) > 1:
         counts = ", ".join(f"{code} ({n} runs)" for code, n in versions.most_common())

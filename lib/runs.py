@@ -51,10 +51,15 @@ def finished_runs(paths, notes):
 
 
 def read_names(path):
-    """Names of runs from a file, with blanks between them. InputError if it cannot be read."""
+    """Names of runs from a file, with blanks between them; of a plan.tsv those that stand in its own
+    folder. InputError if it cannot be read."""
     try:
-        return list(dict.fromkeys(Path(path).read_text().split()))
-    except (OSError, ValueError) as error:
+        text = Path(path).read_text()
+        if path.endswith(".tsv"):
+            names = [line.split("\t")[1] for line in text.splitlines()[1:]]
+            return [name for name in names if "/" not in name]
+        return list(dict.fromkeys(text.split()))
+    except (OSError, ValueError, IndexError) as error:
         raise InputError(f"--planned={path}: cannot be read ({error})") from None
 
 

@@ -1,4 +1,4 @@
-# Sourced by jobs.sh, demo.sh and gpu_evidence.sh: what is kept of a run for results/, and what tuning chose.
+# Sourced by demo.sh and gpu_evidence.sh: what is kept of a run for results/, and what tuning chose.
 
 # keep_run STATUS OUT KEEP < WHAT TRAIN.PY SAID: KEEP/log.jsonl and KEEP/eval.npz of the run in OUT. 1 if it did not end.
 #

@@ -407,9 +407,9 @@ def test_what_makes_a_table_worth_less_stands_first(tmp_path, call, capsys):
 
 # ---- tuned runs --------------------------------------------------------------------------------
 
-def grid_run(folder, arm, loss, name, **config):
+def grid_run(folder, arm, loss, name, seed=100, **config):
     options = "".join(f",{key}={value}" for key, value in config.items() if key in report.ARM_KEYS)
-    return made_up_run(folder, arm + options, 100, {0: 8, 60: loss}, name=f"grid/{name}", **config)
+    return made_up_run(folder, arm + options, seed, {0: 8, 60: loss}, name=f"grid/{name}", **config)
 
 
 @pytest.fixture
@@ -438,10 +438,10 @@ def test_a_grid_chooses_each_arms_lowest_loss(tmp_path, grid, call, capsys):
             for arm, row in table["arms"].items()}
     assert best == {"bpe_tied": (2e-3, 1, []), "bpe_untied": (2e-3, 4, []), "kron": (2e-3, 1, []),
                     "lowrank": (2e-3, 1, [])}
-    assert table["arms"]["lowrank"]["arm"] == "lowrank,rank=32" and table["seed"] == 100
+    assert table["arms"]["lowrank"]["arm"] == "lowrank,rank=32" and table["seeds"] == [100]
     assert [point["r"] for point in table["arms"]["kron"]["grid"]] == [12.5, 50, 200]
     assert table["default"] == {"learning_rate": 1e-3, "min_lr": 1e-4, "embed_lr_mult": 1.0,
-                                "embed_std": 0.0}
+                                "embed_std": 0.0, "input_multiplier": 1.0}
     page = (tmp_path / "results" / "tuning.md").read_text()
     assert "| bpe_untied | 6 " in page and page.count("chosen") >= 4
     assert (tmp_path / "results" / "tuning.png").read_bytes()[:4] == b"\x89PNG"
@@ -473,7 +473,7 @@ def test_an_optimum_at_an_edge_of_its_grid(what, points, edges):
 
 
 @pytest.mark.parametrize("change, named", [
-    (dict(seed=101), "a grid has one seed"), (dict(n_layer=2), "not one grid: n_layer"),
+    (dict(seed=101, embed_std=3.0), "no point of the grid of seed 100"), (dict(n_layer=2), "not one grid: n_layer"),
     (dict(), "the same point of the grid of kron"), (dict(max_steps=90), "unfinished")])
 def test_runs_that_are_no_grid_are_refused(tmp_path, grid, refuse, change, named):
     made_up_run(tmp_path, "kron", **{"seed": 100, "vals": {0: 8, 60: 4}, "name": "grid/z",
@@ -623,12 +623,25 @@ def test_the_frontier_is_loss_against_parameters_in_use(tmp_path):
     assert {text.get_text() for text in ax.texts} == set(horizons[0])
 
 
-def test_a_choice_at_the_grids_edge_is_refused(tuned, refuse):
+def test_points_run_again_are_judged_by_their_mean(tmp_path, grid, call):
+    """Of kron's two points that are run on a second seed the lower mean is taken, not the lower on
+    the first; the other arms keep their choice."""
+    for speed, loss in ((0.25, 4.1), (1.0, 4.5)):  # 4.4 and 4.2 on the first seed
+        grid_run(tmp_path, "kron", loss, f"again-x{speed}", embed_lr_mult=speed, seed=101,
+                 learning_rate=2e-3, min_lr=2e-4)
+    assert call(compare.main, "--tune", "out/grid", "--out=t", cwd=tmp_path) == 0
+    table = tuning.read_tuning(tmp_path / "t.json")
+    assert table["seeds"] == [100, 101] and table["arms"]["kron"]["best"]["embed_lr_mult"] == 0.25
+    assert table["arms"]["bpe_untied"]["best"]["embed_lr_mult"] == 4
+    assert "on seed 101, and the lower mean is taken" in (tmp_path / "t.md").read_text()
+
+
+def test_a_choice_at_the_grids_edge_is_said(tuned, refuse, call, capsys):
     table = json.loads((tuned / "tuning.json").read_text())
     table["arms"]["kron"]["edges"] = ["speed r 4 is the highest of 3"]
     (tuned / "tuning.json").write_text(json.dumps(table))
-    said = refuse(compare.main, "--tuned=tuning.json", "--out=results/x", cwd=tuned)
-    assert "kron is not tuned" in said and "speed r 4 is the highest of 3" in said
+    assert call(compare.main, "--tuned=tuning.json", "--out=results/x", cwd=tuned) == 0
+    assert "edge of its grid: speed r 4 is the highest of 3" in capsys.readouterr().err
     (tuned / "tuning.json").write_text("{}")
     assert "not a table of tuned" in refuse(compare.main, "--tuned=tuning.json", cwd=tuned)
 
@@ -639,6 +652,43 @@ def test_the_table_free_arm_is_the_one_that_tuning_chose():
     assert compare.table_free({"kron_tied": {}}, {"arms": arms}) == "kron_code_head"
     assert compare.table_free({"kron_tied": {}, "kron": {}}, None) == "kron_tied"
     assert compare.table_free({"kron_tied": {}, "kron_code_head": {}}, None) == "T"
+
+
+def test_several_seeds_of_one_arm_are_a_table(tmp_path, call, capsys):
+    for seed in (1, 2):
+        made_up_run(tmp_path, "kron", seed, {0: 8, 100: 4 + seed / 10}, documents=[4.0] * 50)
+    assert call(compare.main, cwd=tmp_path) == 0
+    assert re.search(r"^\| kron \| 1, 2  ", capsys.readouterr().out, re.M)
+
+
+def test_runs_of_two_dtypes_are_compared_with_a_note(tmp_path, call, capsys):
+    for arm, dtype in (("kron", "float32"), ("bpe_tied", "bfloat16")):
+        made_up_run(tmp_path, arm, 1, {0: 8, 100: 4}, documents=[4.0] * 50, dtype=dtype)
+    assert call(compare.main, cwd=tmp_path) == 0
+    said = capsys.readouterr()
+    assert "dtype is not the same in all runs" in said.err and "kron - bpe_tied" in said.out
+
+
+def test_a_folder_has_its_own_contrasts_and_plan(tmp_path, call, capsys):
+    """contrasts.tsv in the place of part one's: Holm over its confirmatory lines, lower and higher
+    for answers; plan.tsv names what is not there."""
+    for seed in (1, 2, 3):
+        for arm, loss in (("wide", 4.0), ("minimal", 4.5), ("kron", 4.001)):
+            made_up_run(tmp_path, arm, seed, {0: 8, 100: loss + seed / 1000 + (arm < "l") * seed % 2},
+                        documents=[loss] * 50)
+    (tmp_path / "out" / "contrasts.tsv").write_text(
+        "question\tarm\tbase\tkind\nIs it enough?\tminimal\twide\tconfirmatory\n"
+        "Is it there?\twide\trandom\tconfirmatory\nAnd this?\tkron\twide\texploratory\n")
+    (tmp_path / "out" / "plan.tsv").write_text(
+        "item\tname\targuments\n1\ttuning/x\tconfigs/kron.py\n1\twide-s9\tconfigs/wide.py\n")
+    assert call(compare.main, "out", "--baseline=wide", "--planned=out/plan.tsv", "--out=page",
+                cwd=tmp_path) == 0
+    saved = json.loads((tmp_path / "page.json").read_text())
+    assert [(c["question"], c["answer"]) for c in saved["planned"]] == [
+        ("Is it enough?", "higher"), ("Is it there?", "not run")]
+    assert [(c["arm"], c["base"]) for c in saved["exploratory"]] == [("kron", "wide")]
+    assert saved["planned"][0]["p_holm"] == pytest.approx(2 * saved["planned"][0]["p"], rel=1e-4)
+    assert "planned and not compared, 1 of 1: wide-s9" in capsys.readouterr().err
 
 
 # ---- real runs ---------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from lib.runs import unfinished
 from runs import kron_forms
 
 # What somebody with a Mac runs: bash 3.2, and tools that are not GNU's.
-EVERYWHERE = ("setup", "jobs", "kept", "demo", "test", "tune", "tiny", "one_gpu")
+EVERYWHERE = ("setup", "kept", "demo", "test", "tune", "tiny", "one_gpu")
 NOT_EVERYWHERE = (r"\bmapfile\b", r"\breadarray\b", r"declare -A", r"local -A", r"\$\{\w+(,,|\^\^)",
                   r"\bnproc\b", r"sed (-\w*)?[ur]\b", r"sed -i", r"xargs (-\w+ )*-r", r"grep -\w*P",
                   r"readlink -f", r"\brealpath\b", r"\btimeout\b", r"\|&", r"date -I", r"stat -c",
@@ -81,128 +81,6 @@ def test_a_size_fits_its_gpu_in_the_hours_that_are_said(size, gpus, call, capsys
     assert {"4gb": "131M", "16gb": "524M", "24gb": "1.0B"}[size] in said
     wanted = re.search(rf"^    {size}\) tokens=(\S+)", header, re.M)[1]
     assert int(tokens) <= float(wanted) < 1.02 * int(tokens)  # one pass over what is prepared
-
-
-# ---- what is kept ------------------------------------------------------------------------------
-
-def jobs(folder, *lines, status=0):
-    """Jobs of runs/jobs.sh, kept in results/kept."""
-    code = "KEEP=results/kept; source runs/jobs.sh; printf '%s\\n' \"$@\" | all"
-    return bash(folder, "-c", code, "bash", *lines, status=status, JOBS="2")
-
-
-def test_what_a_job_keeps(clone, small_data):
-    """A finished run's log and eval.npz; of one that diverged the log alone, which the comparison
-    reads as such; of a wrong command nothing. What is kept is not run again."""
-    shutil.copytree(small_data / "data", clone / "data")
-    (clone / "data" / "docstrings").mkdir()  # jobs.sh would prepare it
-    toy = " ".join([*TOY, "--max_steps=2"])
-    kept = clone / "results" / "kept"
-    lines = [f"ends configs/kron.py {toy}",
-             f"diverges configs/kron.py {toy} --learning_rate=1e6 --warmup_steps=0"]
-    said = jobs(clone, *lines)
-    assert re.search(r"ends: step 2/2 \| validation loss", said)
-    assert re.search(r"diverges: error: step \d: the (validation loss|gradient norm) is", said)
-    assert {path.name for path in (kept / "ends").iterdir()} == {"log.jsonl", "eval.npz"}
-    assert {path.name for path in (kept / "diverges").iterdir()} == {"log.jsonl"}
-    assert not list((clone / "out").glob("*/*.pt"))
-    assert not unfinished(read_run(kept / "ends"))
-    assert unfinished(read_run(kept / "diverges")).startswith("diverged: ")
-    (clone / "train.py").unlink()
-    assert jobs(clone, *lines) == ""
-    assert "wrong" in jobs(clone, "wrong configs/kron.py", status=123)
-    assert not (kept / "wrong").exists()
-
-
-# A train.py that asks no model, but a rule: the loss is lowest at a learning rate and an input
-# speed that depend on the arm, and past some the run diverges.
-STAND_IN = '''
-import json, math, shutil, sys
-from ast import literal_eval
-from pathlib import Path
-config, arm = {"seed": 1, "max_steps": 0, "embed_lr_mult": 1, "embed_std": 0}, ""
-for arg in sys.argv[1:]:
-    if arg.startswith("--"):
-        key, value = arg[2:].split("=")
-        config[key] = value if key in ("name", "dataset", "device") else literal_eval(value)
-        if key in ("rank", "rows", "pos_dim", "head_bias", "embed_lr_mult", "embed_std"):
-            arm += f",{key}={value}"
-    else:
-        values = {}
-        exec(Path(arg).read_text(), values)
-        del values["__builtins__"]
-        config |= values
-        arm = Path(arg).stem if "code" in values else arm
-base, out = arm.split(",")[0], Path("out") / config["name"]
-best = {"binary": 8e-3, "affine": 4e-3}.get(base, 4e-3)
-speed = {"kron": 16, "lowrank": 4, "bpe_untied": 1}.get(base, 0.5)
-natural = {"learned": 0.02, "binary": 0.7, "affine": 0.7}.get(config["code"], 1.0)
-scale = config["embed_std"] or natural
-loss = 5 + 0.1 * math.log2(config["learning_rate"] / best)**2 + config["seed"] / 1e4
-if config["code"] not in ("binary", "affine"):
-    loss += 0.1 * math.log2(config["embed_lr_mult"] / scale * natural / speed)**2
-if config["code"] in ("binary", "affine"):
-    loss += abs(scale - 0.7)
-out.mkdir(parents=True)
-header = {"arm": arm, "config": config, "params": {"input": 1, "total": 2}, "data": {}}
-header |= {"commit": "abc", "code_hash": "abc"}
-records = [header, {"step": 0, "val_loss": 8.0, "input_rms": scale}]
-diverges = base == "lowrank" and config["embed_lr_mult"] > 4
-if not diverges:
-    records.append({"step": config["max_steps"], "val_loss": loss, "input_rms": scale})
-    shutil.copy("eval.npz", out)
-(out / "log.jsonl").write_text("".join(json.dumps(record) + "\\n" for record in records))
-if diverges:
-    sys.exit("error: step 300: the validation loss is nan; lower learning_rate")
-print(f"step {config['max_steps']} | validation loss {loss}")
-'''
-
-
-def test_the_list_of_planned_runs_is_what_the_recipe_would_run():
-    """results/tiny/planned.txt and results/tiny-16384/planned.txt, by which pages say what was not
-    run."""
-    for items, folder in (("2 3 4 5", "tiny"), ("6", "tiny-16384")):
-        names = bash(ROOT, "runs/tiny.sh", LIST="1", ITEMS=items)
-        assert names == (ROOT / "results" / folder / "planned.txt").read_text()
-
-
-@pytest.mark.soak
-def test_the_grid_and_the_plan_with_a_stand_in_for_training(clone):
-    """tune.sh extends its grid until no choice lies at an edge; tiny.sh runs what PLAN.md lists at
-    the settings that were chosen, and both skip what is kept."""
-    (clone / "train.py").write_text(STAND_IN)
-    for name in ("docstrings", "docstrings-16384"):
-        (clone / "data" / name).mkdir(parents=True)
-    np.savez(clone / "eval.npz", doc_nats=np.ones(9), doc_tokens=np.ones(9), doc_bytes=np.ones(9))
-    assert "bash runs/tune.sh" in error_line(bash(clone, "runs/tiny.sh", status=2))
-    said = bash(clone, "runs/tune.sh")
-    assert "the learning rate of what follows: 4e-3" in said
-    table = json.loads((clone / "results" / "tiny" / "tuning.json").read_text())
-    assert not any(row["edges"] for row in table["arms"].values())
-    best = {arm: row["best"] for arm, row in table["arms"].items()}
-    assert best["binary"]["learning_rate"] == 8e-3 and best["kron"]["embed_lr_mult"] == 16
-    tried = {point["embed_lr_mult"]: point["val_loss"]
-             for point in table["arms"]["lowrank"]["grid"]}
-    assert best["lowrank"]["embed_lr_mult"] == 4 and tried[16] is None
-
-    bash(clone, "runs/tiny.sh", "--weight_decay=0.2")
-    logs = {path.parent.name: path for path in (clone / "results").glob("tiny*/*/log.jsonl")}
-    assert len(logs) == 33 + 9 + 16 + 6 + 12 - ("kron_tied-s11" in logs)
-    configs = {name: read_run(path.parent)["header"]["config"] for name, path in logs.items()}
-    assert all(config["weight_decay"] == 0.2 for config in configs.values())
-    assert configs["kron-P4-s11"]["embed_lr_mult"] == configs["kron_raw-s11"]["embed_lr_mult"] == 16
-    assert configs["qr-s11"]["learning_rate"] == 4e-3
-    assert configs["bpe_untied-default-s12"]["learning_rate"] == 1e-3
-    usual, tied = configs["bpe_untied-usual-s12"], configs["bpe_tied-s12"]
-    assert {key for key in usual if usual[key] != tied[key]} == {"head", "name"}
-    results = json.loads((clone / "results" / "tiny.json").read_text())
-    assert all(contrast["gap"] for contrast in results["planned"])
-    assert {result["steps"] for result in results["horizons"]} == {4800}
-    times = {name: path.stat().st_mtime_ns for name, path in logs.items()}
-    (clone / "train.py").unlink()
-    bash(clone, "runs/tune.sh")
-    bash(clone, "runs/tiny.sh")
-    assert times == {name: path.stat().st_mtime_ns for name, path in logs.items()}
 
 
 # ---- the GPU without a network -----------------------------------------------------------------
