@@ -38,13 +38,14 @@ from tqdm import tqdm
 from codes import KroneckerEmbedding
 from lib import tokenizer
 from lib.bins import encode, new_state
-from lib.checkpoint import build_model, load_model
-from lib.common import InputError, Parser, run, whole_number, write_atomic
+from lib.run_folder import build_model, load_model
+from lib.errors import InputError, Parser, run, whole_number, write_atomic
 from lib.config import ROOT, check, compose, read_config
 from lib.data import Data, sequence_blocks, to_device
-from lib.machine import describe_machine, this_place
-from lib.report import markdown_table
-from lib.sampling import generate
+from lib.provenance import describe_machine
+from lib.distributed import this_place
+from lib.tables import markdown_table
+from lib.generation import generate
 from lib.sources import CPUS, local
 from model import CODES, GPTConfig, make_embedding
 from train import make_optimizer, train_step

@@ -19,8 +19,6 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-import lib.tokenizer
-from lib.gf2 import affine_code, draw_affine
 
 
 def draw(seed, name, shape):
@@ -70,6 +68,75 @@ class FixedCode(nn.Module):
         if self.table is None:
             return self.embed(ids)
         return self.lift(F.embedding(ids, self.table))
+
+
+# ---- arithmetic on bits -----------------------------------------------------------------------
+
+def ids_of(code):
+    """The inverse of `binary_code`. (..., K) -> (...) int64."""
+    return (code.long() << torch.arange(code.size(-1), device=code.device)).sum(-1)
+
+
+def affine_code(code, A, b):
+    """A c + b over GF(2), one to one if A (K' x K) has rank K. 2605.09751, there with K' = K.
+
+    (..., K) float, (K', K), (K',) -> (..., K') float. Integers up to K are exact in every float
+    format in use, so a matrix product and a remainder are arithmetic over GF(2).
+    """
+    return (code @ A.to(code.dtype).T + b).to(code.dtype) % 2
+
+
+def affine_decode(code, A, b):
+    """The x with `affine_code(x, A, b) == code`: A^-1 (c + b). (..., K') -> (..., K).
+
+    ValueError if A has not rank K.
+    """
+    return affine_code((code + b) % 2, gf2_inverse(A), torch.zeros(A.size(1), dtype=b.dtype))
+
+
+def gf2_inverse(A):
+    """Left inverse (K, K') of a (K', K) matrix of 0 and 1 over GF(2), by Gauss-Jordan elimination;
+    the inverse where K' = K.
+
+    ValueError if there is none: if the rank is below K.
+    """
+    rows, K = A.shape
+    M = torch.cat([A.bool(), torch.eye(rows, dtype=torch.bool, device=A.device)], dim=1)
+    for j in range(K):
+        pivots = M[j:, j].nonzero()
+        if not len(pivots):
+            raise ValueError("the matrix has no inverse over GF(2)")
+        pivot = j + int(pivots[0])
+        M[[j, pivot]] = M[[pivot, j]]
+        others = M[:, j].clone()
+        others[j] = False
+        M[others] ^= M[j]
+    return M[:K, K:].to(A.dtype)
+
+
+def draw_affine(bits, seed, width=0):
+    """A of rank K and b uniform over GF(2)^K': ((K', K), (K',)) uint8, a pure function of (bits =
+    K, seed, width = K'; unset: K).
+
+    Matrices are drawn until one has rank K; about 29 % of the square ones have it, and all of those
+    are equally likely. Where K' > K a row that is zero or repeats an earlier one is drawn again.
+    """
+    width = width or bits
+    rng = np.random.RandomState(seed)  # its stream is frozen: equal in every numpy version
+    b = torch.from_numpy(rng.randint(0, 2, width).astype(np.uint8))
+    while True:
+        A = rng.randint(0, 2, (width, bits))
+        seen = {(0,) * bits}
+        for row in A if width > bits else []:
+            while tuple(row) in seen:
+                row[:] = rng.randint(0, 2, bits)
+            seen.add(tuple(row))
+        A = torch.from_numpy(A.astype(np.uint8))
+        try:
+            gf2_inverse(A)
+            return A, b
+        except ValueError:
+            pass
 
 
 # ---- binary and affine codes -------------------------------------------------------------------
@@ -237,7 +304,8 @@ class KroneckerEmbedding(FixedCode):
     def from_tokenizer(cls, tokenizer, embedding_dim, num_embeddings=None, pos_dim=16, std=None):
         """In the place of an `nn.Embedding` of a model of yours, with its codes in the checkpoint.
         tokenizer: what `lib.tokenizer.token_bytes` takes. No head can be tied to it."""
-        spelled = lib.tokenizer.token_bytes(tokenizer)
+        from lib.tokenizer import token_bytes  # whoever reads codes.py alone needs none of lib/
+        spelled = token_bytes(tokenizer)
         count = num_embeddings or len(spelled)
         if count < len(spelled):
             raise ValueError(f"{count} embeddings for a tokenizer of {len(spelled)} ids")
@@ -327,6 +395,6 @@ CODES = {"learned": LearnedEmbedding, "binary": BinaryEmbedding, "affine": Affin
 
 
 if __name__ == "__main__":  # python codes.py [WORD...] [--out=FILE.png]: what these codes are
-    from lib.common import run
+    from lib.errors import run
     from lib.show import main
     run(main)

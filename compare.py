@@ -18,11 +18,11 @@ from pathlib import Path
 
 import numpy as np
 
-from lib.common import InputError, Parser, run
+from lib.errors import InputError, Parser, run
 from lib.page import at_equal_seeds, page, tables, warnings
-from lib.pictures import comparison_picture
-from lib.report import refuse_folder, save_results
-from lib.runs import equal_seeds, finished_runs, not_run, read_names, score, select
+from lib.plots import comparison_picture
+from lib.tables import refuse_folder, save_results
+from lib.results import equal_seeds, finished_runs, not_run, read_names, score, select
 from lib.stats import document_interval, holm, pooled_interval, pooled_sd, speedup, summary
 from lib.tuning import ELSEWHERE, KEYS, describe_setting, name_runs, read_tuning, setting, tune
 

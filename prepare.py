@@ -31,7 +31,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from lib import bins, nanogpt, sources, tokenizer
-from lib.common import InputError, Parser, run, whole_number
+from lib.errors import InputError, Parser, run, whole_number
 
 SAMPLE = 256_000_000  # characters of training text that a tokenizer is trained on, at most
 

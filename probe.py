@@ -14,8 +14,8 @@ rates as a grid chose them, --tuned=results/tiny/tuning.json. Each probe prints 
 writes results/probe-NAME.md, .json and .png (or --out=results/OTHER). Prompts and word families are
 small TSV files in prompts/. `python probe.py NAME --help` says more.
 """
-from lib.common import Parser, run
-from lib.report import refuse_folder
+from lib.errors import Parser, run
+from lib.tables import refuse_folder
 from probes import echo, generation, geometry, layers, norms, robustness, tokens
 
 PROBES = {"robustness": robustness, "generation": generation, "echo": echo, "tokens": tokens,

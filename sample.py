@@ -17,7 +17,7 @@ import sys
 import regex  # tiktoken's; its \w, unlike re's, has the vowel signs of Devanagari
 import torch
 
-from lib.common import InputError, Parser, run, whole_number
+from lib.errors import InputError, Parser, run, whole_number
 from lib.show import continuation, demo_runs, echo_demo, interactive, load_models, side_by_side
 from lib.tokenizer import END_OF_TEXT
 

@@ -20,18 +20,19 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from lib.checkpoint import RunFolder, build_model
-from lib.common import InputError, clock, run
+from lib.run_folder import RunFolder, build_model
+from lib.errors import InputError, clock, run
 from lib.config import check, compose, explain
 from lib.data import Data, sequence_blocks, text_bytes, to_device
 from lib.estimate import dry_run
 from lib.hardware import described
 from lib.evaluate import InputWatch, evaluate, input_norm, save_evaluation
-from lib.machine import (StopRequest, autocast, describe_machine, failures_in_one_line,
-                         is_first_here, is_restart, join_ranks, leave_ranks, refuse_non_finite,
-                         slow_step, this_place, world_size)
-from lib.report import loss_picture
-from lib.sampling import one_line_sample
+from lib.distributed import (StopRequest, autocast, failures_in_one_line, is_first_here, is_restart,
+                             join_ranks, leave_ranks, refuse_non_finite, slow_step, this_place,
+                             world_size)
+from lib.provenance import describe_machine
+from lib.plots import loss_picture
+from lib.generation import one_line_sample
 from lib.tokenizer import code_lines
 
 

@@ -16,9 +16,9 @@ import numpy as np
 from tqdm import tqdm
 
 from lib import tokenizer
-from lib.common import InputError, write_atomic
+from lib.errors import InputError, write_atomic
 from lib.formats import cut
-from lib.locks import hold_lock
+from lib.run_folder import hold_lock
 from lib.sources import CPUS
 
 SAVE_EVERY = 5  # seconds between saved states, at most; what a kill costs

@@ -14,7 +14,7 @@ import re
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from lib.common import InputError
+from lib.errors import InputError
 from lib.hardware import parse_gpus, this_hardware
 from model import CODES
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from lib import tokenizer
-from lib.common import InputError, write_atomic
+from lib.errors import InputError, write_atomic
 
 
 class Data:

@@ -4,7 +4,7 @@ from dataclasses import fields
 import torch
 
 from lib import tokenizer
-from lib.common import InputError
+from lib.errors import InputError
 from lib.config import check_shape
 from lib.hardware import GPUS
 from model import GPT, GPTConfig, make_embedding

@@ -17,9 +17,9 @@ import numpy as np
 import torch
 
 from lib import tokenizer
-from lib.common import write_atomic
+from lib.errors import write_atomic
 from lib.data import text_bytes, to_device
-from lib.machine import autocast
+from lib.distributed import autocast
 
 MOST_DOCUMENTS = 5_000
 

@@ -14,7 +14,7 @@ import zlib
 
 import numpy as np
 
-from lib.common import InputError
+from lib.errors import InputError
 
 PIECE = 10_000        # characters; a text file is cut into documents of at least this
 CHUNK = 1_000_000     # characters that are read at a time

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from lib.common import InputError
+from lib.errors import InputError
 
 
 @dataclass

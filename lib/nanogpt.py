@@ -7,7 +7,7 @@ import pickle
 import numpy as np
 
 from lib import tokenizer
-from lib.common import InputError
+from lib.errors import InputError
 
 
 class PlainUnpickler(pickle.Unpickler):

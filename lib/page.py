@@ -4,7 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
-from lib.report import bracket, bullets, markdown_table, pm, provenance, stamp
+from lib.results import provenance
+from lib.tables import bracket, bullets, markdown_table, pm, stamp
 from lib.stats import pooled_sd
 from lib.tuning import ELSEWHERE, describe_setting
 

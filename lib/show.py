@@ -42,12 +42,12 @@ from matplotlib.patches import Rectangle
 
 from codes import KroneckerEmbedding, binary_code, code_bits, tile
 from lib import tokenizer
-from lib.checkpoint import load_checkpoint, load_model
-from lib.common import InputError, Parser, write_atomic
-from lib.gf2 import affine_code, draw_affine
-from lib.sampling import generate, refuse_context
+from lib.run_folder import load_checkpoint, load_model
+from lib.errors import InputError, Parser, write_atomic
+from codes import affine_code, draw_affine
+from lib.generation import generate, refuse_context
 from lib.config import ROOT
-from lib.report import read_run
+from lib.results import read_run
 from model import CODES
 from probes.echo import echo_nats, read_prompts
 

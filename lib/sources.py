@@ -23,7 +23,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from lib.common import InputError
+from lib.errors import InputError
 from lib.formats import KNOWN, Damaged, kind_of, read_texts, split_rows
 
 BATCH = 4_000_000  # characters that are encoded at a time; of a stream, what formats.ROWS rows have

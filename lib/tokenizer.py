@@ -26,7 +26,7 @@ from pathlib import Path
 import numpy as np
 import tiktoken
 
-from lib.common import InputError
+from lib.errors import InputError
 
 # Rules for cutting text into pieces before merging, in the possessive form that tiktoken runs (same
 # pieces, faster). A letter \p{L} does not include the vowel signs of Indic scripts or other

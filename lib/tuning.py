@@ -11,11 +11,20 @@ from pathlib import Path
 
 from matplotlib.ticker import NullFormatter
 
-from lib.common import InputError
 from lib.config import compose
-from lib.report import (arm_of, bullets, difference, look, markdown_table, order, panels,
-                        provenance, save_results, settings, stamp)
-from lib.runs import HORIZON, find_runs, unfinished
+from lib.errors import InputError
+from lib.plots import look, panels
+from lib.results import (
+    HORIZON,
+    arm_of,
+    difference,
+    find_runs,
+    order,
+    provenance,
+    settings,
+    unfinished,
+)
+from lib.tables import bullets, markdown_table, save_results, stamp
 
 # What a grid may vary, with the value of who says nothing.
 KEYS = {"learning_rate": None, "min_lr": None, "embed_lr_mult": 1.0, "embed_std": 0.0,

@@ -7,8 +7,9 @@ the clean word. A small model that never says a word again by sampling still sho
 import numpy as np
 import torch
 
-from lib.common import InputError
-from lib.report import draw_bars, markdown_table, panels
+from lib.errors import InputError
+from lib.plots import draw_bars, panels
+from lib.tables import markdown_table
 from lib.stats import crossed_interval, spread
 from probes.shared import PROMPTS, interval, measure_runs, read_rows, save
 

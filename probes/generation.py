@@ -5,9 +5,10 @@ import itertools
 import numpy as np
 import torch
 
-from lib.common import InputError, whole_number
-from lib.sampling import generate
-from lib.report import draw_bars, markdown_table, panels
+from lib.errors import InputError, whole_number
+from lib.generation import generate
+from lib.plots import draw_bars, panels
+from lib.tables import markdown_table
 from lib.stats import share_interval
 from probes.shared import (PROMPTS, edit_distance, interval, measure_runs, normal, read_rows, save,
                            words)

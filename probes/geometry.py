@@ -8,9 +8,10 @@ import torch
 from tqdm import tqdm
 
 from lib import tokenizer
-from lib.checkpoint import load_model
-from lib.common import InputError
-from lib.report import markdown_table, panels
+from lib.run_folder import load_model
+from lib.errors import InputError
+from lib.tables import markdown_table
+from lib.plots import panels
 from probes.public import read_embedding, read_vocabulary
 from probes.shared import PROMPTS, edit_distance, nearest, read_families, save
 from probes.spaces import (jaccard, kron_cosine, kron_rows, rows_and_rank, study_space, truncation,

@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 
 from lib import tokenizer
-from lib.checkpoint import build_model
-from lib.report import draw_bars, look, markdown_table, panels
+from lib.run_folder import build_model
+from lib.plots import draw_bars, look, panels
+from lib.tables import markdown_table
 from probes.shared import PROMPTS, canonical, measure_runs, nearest, read_families, save
 
 # arXiv 2605.29459, GPT-2 124M: L / M / S over all families

@@ -2,8 +2,10 @@
 last?"""
 import numpy as np
 
-from lib.common import InputError
-from lib.report import arm_of, draw_curves, markdown_table, panels, pm, read_run
+from lib.errors import InputError
+from lib.results import arm_of, read_run
+from lib.plots import draw_curves, panels
+from lib.tables import markdown_table, pm
 from lib.stats import spread
 from probes.shared import about, comparable, save
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from lib.common import InputError
+from lib.errors import InputError
 from lib.tokenizer import hf_token_bytes
 
 # What the input table is called, the likelier name first. "shared" is T5's, "emb" RWKV's.

@@ -8,8 +8,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from lib.common import InputError
-from lib.report import draw_bars, is_number, markdown_table, panels, pm
+from lib.errors import InputError
+from lib.plots import draw_bars, panels
+from lib.results import is_number
+from lib.tables import markdown_table, pm
 from lib.stats import crossed_interval, holm, sign_flip, spread
 from probes.shared import PROMPTS, check_rows, interval, measure_runs, read_rows, save
 

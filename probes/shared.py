@@ -11,11 +11,12 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from lib.checkpoint import load_checkpoint, load_model
-from lib.common import InputError
+from lib.run_folder import load_checkpoint, load_model
+from lib.errors import InputError
 from lib.config import ROOT
-from lib.machine import describe_machine
-from lib.report import arm_of, order, refuse_unmatched, save_results
+from lib.provenance import describe_machine
+from lib.results import arm_of, order, refuse_unmatched
+from lib.tables import save_results
 from lib.tuning import KEYS, name_runs, read_tuning
 
 PROMPTS = ROOT / "prompts"

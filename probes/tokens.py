@@ -4,9 +4,11 @@ script, with a code of their own or a shared one?
 Reads eval.npz of each run, out/RUN or results/NAME/RUN, which train.py writes at the last step."""
 import numpy as np
 
-from lib.common import InputError
-from lib.report import arm_of, bracket, draw_bars, markdown_table, panels, pm, read_run
-from lib.runs import read_evaluation
+from lib.errors import InputError
+from lib.results import arm_of, read_run
+from lib.tables import bracket, markdown_table, pm
+from lib.plots import draw_bars, panels
+from lib.results import read_evaluation
 from lib.stats import summary
 from probes.shared import about, comparable, save
 

@@ -9,7 +9,7 @@ from collections import Counter
 import numpy as np
 
 from compare import CONTRASTS
-from lib.common import run, write_atomic
+from lib.errors import run, write_atomic
 from lib.config import ROOT
 from lib.page import numbers, table_needed
 

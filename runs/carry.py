@@ -6,8 +6,8 @@ sample.py and the probes take the file as a run; train.py cannot go on from it.
 """
 from pathlib import Path
 
-from lib.checkpoint import load_model, save_checkpoint
-from lib.common import Parser, run
+from lib.run_folder import load_model, save_checkpoint
+from lib.errors import Parser, run
 
 
 def carry(folder, path):

@@ -27,11 +27,11 @@ import torch.nn as nn
 import train
 from bench import alternately, once, show
 from codes import KroneckerEmbedding
-from lib.checkpoint import build_model
-from lib.common import InputError, Parser, run, whole_number
+from lib.run_folder import build_model
+from lib.errors import InputError, Parser, run, whole_number
 from lib.config import check, compose
 from lib.data import Data, sequence_blocks, to_device
-from lib.machine import Place, autocast
+from lib.distributed import Place, autocast
 
 
 class Gather(KroneckerEmbedding):

@@ -24,10 +24,10 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from lib.checkpoint import read_log
-from lib.common import InputError, Parser, clock, run
+from lib.run_folder import read_log
+from lib.errors import InputError, Parser, clock, run
 from lib.config import ROOT
-from lib.report import read_run
+from lib.results import read_run
 from lib.tuning import AXES, beyond, choose, options
 
 WAITS, NOT_NEEDED = "waits", "not needed"

@@ -24,13 +24,13 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import torch  # noqa: E402
 
-from lib import report, tokenizer  # noqa: E402
-from lib.checkpoint import build_model  # noqa: E402
-from lib.common import run  # noqa: E402
+from lib import plots, tokenizer  # noqa: E402
+from lib.run_folder import build_model  # noqa: E402
+from lib.errors import run  # noqa: E402
 from lib.config import compose  # noqa: E402
-from lib.machine import Place  # noqa: E402
+from lib.distributed import Place  # noqa: E402
 
-ARMS = [arm for arm in report.ARMS if (ROOT / "configs" / f"{arm}.py").is_file()]
+ARMS = [arm for arm in plots.ARMS if (ROOT / "configs" / f"{arm}.py").is_file()]
 CPU = Place(0, 1, torch.device("cpu"))
 UNSCALED = torch.amp.GradScaler("cpu", enabled=False)  # what train_step takes where not float16
 CORES = len(os.sched_getaffinity(0))

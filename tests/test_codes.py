@@ -8,9 +8,9 @@ import torch.nn.functional as F
 
 from codes import (CODES, AffineEmbedding, BinaryEmbedding, KroneckerEmbedding, binary_code,
                    code_bits, tile)
-from lib.common import InputError
+from lib.errors import InputError
 from lib.config import check_shape
-from lib.gf2 import affine_code, affine_decode, draw_affine, gf2_inverse, ids_of
+from codes import affine_code, affine_decode, draw_affine, gf2_inverse, ids_of
 from lib.tokenizer import token_bytes
 from model import GPTConfig, make_embedding
 from rivals import RandomEmbedding

@@ -10,7 +10,8 @@ from matplotlib.figure import Figure
 
 import compare
 from conftest import records, script
-from lib import page, pictures, report, runs as rooms, stats, tuning
+from lib import page, plots, results as found, stats, tuning
+from lib.config import ARM_KEYS
 
 PARAMS = {"input": 1000, "in_use": 600, "body": 2, "head": 3, "total": 1005}
 
@@ -48,8 +49,8 @@ def edit(run, change):
 
 def results(folders, baseline="bpe_tied"):
     """The comparison of these folders, as compare.py makes it."""
-    horizons, baseline = rooms.select(rooms.finished_runs(folders, []), baseline, (), [])
-    rooms.score([run for by_seed in horizons[0].values() for run in by_seed.values()])
+    horizons, baseline = found.select(found.finished_runs(folders, []), baseline, (), [])
+    found.score([run for by_seed in horizons[0].values() for run in by_seed.values()])
     return compare.compare(horizons[0], baseline)
 
 
@@ -219,7 +220,7 @@ def test_an_arm_that_never_matches_has_the_inverse_ratio(tmp_path):
     assert pair_of(result, "binary")["speedup"]["mean"] == pytest.approx(2 / 3)
     assert pair_of(result, "random")["speedup"]["mean"] == pytest.approx((4 / 3 + 2 / 3) / 2)
     assert "0.67 ± 0.00x" in compare.tables(result, [])
-    run = report.read_run(folders[0])
+    run = found.read_run(folders[0])
     assert stats.speedup(run, run) == 1.0
 
 
@@ -229,7 +230,7 @@ def test_a_half_written_line_is_dropped_with_a_notice(tmp_path, capsys):
     run = made_up_run(tmp_path, "kron", 1, {0: 8, 100: 4})
     with open(run / "log.jsonl", "a") as file:
         file.write('[1]\n\n{"step": "x", "val_loss": 1}\n{"step": 100, "val_lo')
-    assert report.read_run(run)["vals"][-1]["val_loss"] == 4
+    assert found.read_run(run)["vals"][-1]["val_loss"] == 4
     assert "4 unreadable lines dropped" in capsys.readouterr().err
 
 
@@ -246,7 +247,7 @@ def test_logs_of_before_still_read(tmp_path, tie, head):
             for key in ("input_rms", "input_speed", "clipped", "val_bpb"):
                 del line[key]
     edit(run, as_before)
-    config = report.read_run(run)["header"]["config"]
+    config = found.read_run(run)["header"]["config"]
     assert config["head"] == head and config["name"] == run.name
     assert not {"run", "tie"} & config.keys()
     row = next(line for line in compare.tables(results([run]), []).splitlines() if "4.0000" in line)
@@ -328,9 +329,9 @@ def test_unfair_pairs_are_never_compared(tmp_path, call, capsys, change, named):
     assert call(compare.main, cwd=tmp_path) == 0
     said = capsys.readouterr()
     assert named in said.err and "3.0000" not in said.out and "4.0000" in said.out
-    every = rooms.finished_runs([tmp_path / "out"], [])
+    every = found.finished_runs([tmp_path / "out"], [])
     with pytest.raises(Exception, match="same arm and seed|not comparable"):
-        report.refuse_unmatched(every)
+        found.refuse_unmatched(every)
 
 
 def test_the_largest_group_is_shown_and_the_rest_named(tmp_path, call, capsys):
@@ -408,7 +409,7 @@ def test_what_makes_a_table_worth_less_stands_first(tmp_path, call, capsys):
 # ---- tuned runs --------------------------------------------------------------------------------
 
 def grid_run(folder, arm, loss, name, seed=100, **config):
-    options = "".join(f",{key}={value}" for key, value in config.items() if key in report.ARM_KEYS)
+    options = "".join(f",{key}={value}" for key, value in config.items() if key in ARM_KEYS)
     return made_up_run(folder, arm + options, seed, {0: 8, 60: loss}, name=f"grid/{name}", **config)
 
 
@@ -606,16 +607,16 @@ def test_the_frontier_is_loss_against_parameters_in_use(tmp_path):
         run = made_up_run(tmp_path, arm, 1, {0: 8, 100: loss}, code=code, head=head,
                           header={"params": PARAMS | {"in_use": in_use}})
         folders.append(run)
-    horizons, _ = rooms.select(rooms.finished_runs(folders, []), "kron", (), [])
-    rooms.score([run for by_seed in horizons[0].values() for run in by_seed.values()])
+    horizons, _ = found.select(found.finished_runs(folders, []), "kron", (), [])
+    found.score([run for by_seed in horizons[0].values() for run in by_seed.values()])
     figure = Figure()
     FigureCanvasAgg(figure)
     ax = figure.subplots()
-    pictures.draw_frontier(ax, horizons[0])
+    plots.draw_frontier(ax, horizons[0])
     points = [container.lines[0] for container in ax.containers]
-    found = {(*map(float, point.get_xydata()[0]), point.get_markerfacecolor() == "none")
+    drawn = {(*map(float, point.get_xydata()[0]), point.get_markerfacecolor() == "none")
              for point in points}
-    assert found == {(0, 4.6, False), (600, 4.1, False), (90, 4.3, False), (700, 5.2, True)}
+    assert drawn == {(0, 4.6, False), (600, 4.1, False), (90, 4.3, False), (700, 5.2, True)}
     assert len({point.get_color() for point in points}) == 2
     lines = [line.get_xydata().tolist() for line in ax.lines if len(line.get_xdata()) > 1]
     assert lines == [[[90, 4.3], [600, 4.1]]]

@@ -9,15 +9,15 @@ import pytest
 
 import train
 from conftest import ARMS, ROOT, config_of, tree
-from lib.checkpoint import build_model
+from lib.run_folder import build_model
 from lib.data import Data
 
 MEASURE = """
 import json, re, sys
 import torch
 from lib.config import Config
-from lib.estimate import estimate_memory
-from lib.machine import autocast
+from lib.hardware import estimate_memory
+from lib.distributed import autocast
 from model import GPT, GPTConfig
 from train import make_optimizer
 

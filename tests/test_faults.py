@@ -28,15 +28,14 @@ import torch
 import prepare
 import train
 from conftest import ROOT, SHORT, command, error_line, records, series
-from lib import machine
-from lib.checkpoint import (RunFolder, fingerprint, load_checkpoint, load_model,
-                            save_checkpoint)
-from lib.common import InputError
+from lib import provenance
+from lib.run_folder import RunFolder, fingerprint, load_checkpoint, load_model, save_checkpoint
+from lib.errors import InputError
 from lib.config import check, compose
 from lib.data import Data
 from lib.hardware import Hardware
-from lib.report import read_run
-from lib.runs import unfinished
+from lib.results import read_run
+from lib.results import unfinished
 from toy import (TOY, Fork, folder, ranks, stopping_after, train_in,  # noqa: F401
                  with_steps_of)
 
@@ -854,7 +853,7 @@ def other_options():
 
 
 def other_code():
-    machine.code_hash = lambda: "another"
+    provenance.code_hash = lambda: "another"
 
 
 @pytest.mark.parametrize("change, says", [

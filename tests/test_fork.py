@@ -13,8 +13,8 @@ import sample
 import train
 from codes import draw
 from conftest import ARMS as OF_THE_PROJECT, build
-from lib.report import ARMS, look
-from lib.sampling import refuse_context
+from lib.plots import ARMS, look
+from lib.generation import refuse_context
 
 SHAPE = ["--dataset=small", "--n_layer=1", "--n_head=2", "--n_embd=36", "--block_size=32",
          "--batch_size=4", "--max_steps=2", "--eval_tokens=128", "--device=cpu", "--dtype=float32"]

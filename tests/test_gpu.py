@@ -11,7 +11,7 @@ import torch
 
 import train
 from conftest import ARMS, build, config_of
-from lib.machine import Place, autocast
+from lib.distributed import Place, autocast
 from lib.tokenizer import Tokenizer
 from model import CODES
 

@@ -7,13 +7,13 @@ import torch
 
 import train
 from conftest import config_of, error_line, records, series
-from lib import estimate, hardware, machine
-from lib.checkpoint import fingerprint, load_checkpoint, save_checkpoint
-from lib.common import InputError
+from lib import distributed, estimate, hardware
+from lib.run_folder import fingerprint, load_checkpoint, save_checkpoint
+from lib.errors import InputError
 from lib.config import check
 from lib.data import Data, to_device
 from lib.hardware import GPUS, Hardware, described, parse_gpus, this_hardware
-from lib.machine import Place
+from lib.distributed import Place
 from toy import TOY, folder, train_in  # noqa: F401
 
 
@@ -228,7 +228,7 @@ def test_out_of_memory_names_a_command_that_goes_on(folder, call, capsys, monkey
     real = train.train_step
 
     def full(step, *rest):
-        @machine.failures_in_one_line
+        @distributed.failures_in_one_line
         def allocate(*_):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
         return allocate(*rest) if step == 3 else real(step, *rest)
@@ -263,7 +263,7 @@ def test_every_way_to_be_out_of_memory(error, batch, steps, world, says):
     """The advice divides evenly over the ranks, whatever the micro-batch was."""
     config = config_of(f"--batch_size={batch}", f"--gradient_accumulation_steps={steps}")
 
-    @machine.failures_in_one_line
+    @distributed.failures_in_one_line
     def step(config, place):
         raise error
     with pytest.raises(InputError, match=f"out of memory .*{says}"):
@@ -271,7 +271,7 @@ def test_every_way_to_be_out_of_memory(error, batch, steps, world, says):
 
 
 def test_other_errors_stay_what_they_are():
-    @machine.failures_in_one_line
+    @distributed.failures_in_one_line
     def step(config, place):
         raise RuntimeError("a bug")
     with pytest.raises(RuntimeError, match="^a bug$"):
@@ -293,12 +293,12 @@ def test_a_missing_compiler_is_one_line(folder, call, capsys, monkeypatch):
 def test_long_steps_are_told_to_torchrun(monkeypatch):
     """A graceful stop finishes a step: where that alone may exceed what torchrun waits, the line
     names the setting that fits, and is silent once it is made."""
-    assert machine.slow_step(40) == ""  # nobody kills without torchrun
+    assert distributed.slow_step(40) == ""  # nobody kills without torchrun
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
-    assert machine.slow_step(3) == ""
-    key, value = re.search(r"(\w+)=(\d+)$", machine.slow_step(40)).groups()
+    assert distributed.slow_step(3) == ""
+    key, value = re.search(r"(\w+)=(\d+)$", distributed.slow_step(40)).groups()
     monkeypatch.setenv(key, value)
-    assert int(value) > 80 and machine.slow_step(40) == ""
+    assert int(value) > 80 and distributed.slow_step(40) == ""
 
 
 def test_a_run_says_that_its_steps_are_long(folder, call, capsys, monkeypatch):

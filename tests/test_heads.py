@@ -11,11 +11,11 @@ from torch.func import functional_call
 
 import train
 from conftest import ROOT
-from lib.common import InputError
-from lib.checkpoint import (build_model, fingerprint, load_checkpoint, load_model, read_log,
+from lib.errors import InputError
+from lib.run_folder import (build_model, fingerprint, load_checkpoint, load_model, read_log,
                             save_checkpoint)
 from lib.config import read_config, check_shape
-from lib.sampling import generate
+from lib.generation import generate
 from model import CODES, GPT, GPTConfig
 from rivals import deal
 from test_rivals import V, dense_code, text, tokens  # noqa: F401, fixtures are used by name

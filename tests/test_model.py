@@ -9,11 +9,11 @@ import torch.nn.functional as F
 
 from codes import CODES
 from conftest import ARMS, build, config_of
-from lib.common import InputError
+from lib.errors import InputError
 from lib.config import check_shape
-from lib.checkpoint import load_model
+from lib.run_folder import load_model
 from lib.evaluate import input_norm
-from lib.sampling import choose, generate
+from lib.generation import choose, generate
 from model import GPT, Block, GPTConfig, make_embedding, rotate
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from conftest import ROOT
-from lib.report import read_run
+from lib.results import read_run
 from runs import plan as plans
 
 TOY = ("--dataset=small --n_layer=1 --n_head=2 --n_embd=36 --block_size=16 --batch_size=4 "

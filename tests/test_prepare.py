@@ -28,7 +28,7 @@ import prepare
 import test_tokenizer
 from conftest import ROOT, command, error_line, script, tree
 from lib import bins, formats, sources, tokenizer
-from lib.locks import hold_lock
+from lib.run_folder import hold_lock
 from lib.tokenizer import END_OF_TEXT, from_state, token_bytes, train_bpe
 
 
@@ -576,7 +576,7 @@ def test_locks(tmp_path, capfd, monkeypatch):
     """A lock refuses a second process and names the first, is free when that is killed, and is
     never a file that stays in the way. Where a system has none: one warning, and none."""
     path = tmp_path / "lock"
-    code = (f"import sys, time; sys.path.insert(0, {str(ROOT)!r}); from lib.locks import hold_lock;"
+    code = (f"import sys, time; sys.path.insert(0, {str(ROOT)!r}); from lib.run_folder import hold_lock;"
             f"lock = hold_lock({str(path)!r}, 'it'); print('held', flush=True); time.sleep(60)")
     other = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
     assert other.stdout.readline() == b"held\n"

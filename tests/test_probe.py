@@ -15,7 +15,7 @@ from hub import Handler, Hub
 
 import probe
 from lib import stats, tokenizer
-from lib.checkpoint import build_model, load_model, save_checkpoint
+from lib.run_folder import build_model, load_model, save_checkpoint
 from lib.config import compose
 from probes import echo, generation, layers, public, robustness, shared, spaces
 

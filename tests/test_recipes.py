@@ -10,13 +10,11 @@ import tarfile
 from importlib.metadata import distribution, packages_distributions
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 import train
 from conftest import ROOT, error_line
-from lib.report import read_run
-from lib.runs import unfinished
+from lib.results import read_run
 from runs import kron_forms
 
 # What somebody with a Mac runs: bash 3.2, and tools that are not GNU's.

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from codes import draw
 from lib.config import check_shape
-from lib.gf2 import draw_affine
+from codes import draw_affine
 from lib.tokenizer import token_bytes
 from model import CODES, GPTConfig, make_embedding
 from rivals import RIVALS, bitmap, deal

@@ -3,8 +3,8 @@ import torch
 
 import sample
 from conftest import script
-from lib.checkpoint import load_model
-from lib.sampling import generate
+from lib.run_folder import load_model
+from lib.generation import generate
 
 
 def test_samples_repeat_with_their_seed_and_stream(docstrings, runs, call, capsys):

@@ -14,10 +14,10 @@ import train
 from codes import KroneckerEmbedding
 from conftest import SHORT, build, script
 from lib import show, tokenizer
-from lib.checkpoint import load_model, save_checkpoint
-from lib.gf2 import affine_decode, draw_affine, ids_of
-from lib.sampling import one_line_sample
-from lib.common import run
+from lib.run_folder import load_model, save_checkpoint
+from codes import affine_decode, draw_affine, ids_of
+from lib.generation import one_line_sample
+from lib.errors import run
 from probes.echo import echo_nats
 from runs.carry import carry
 

@@ -8,7 +8,7 @@ import torch
 import sample
 from conftest import ROOT
 from lib import show
-from lib.checkpoint import build_model, load_model, save_checkpoint
+from lib.run_folder import build_model, load_model, save_checkpoint
 from lib.config import compose
 
 LONG = "internationalization"

@@ -16,12 +16,13 @@ import prepare
 import train
 from conftest import (ARMS, CPU, LONG, ROOT, SHORT, UNSCALED, build, config_of, error_line, records,
                       script, series, tree)
-from lib import machine
-from lib.checkpoint import load_checkpoint, load_model, save_checkpoint
+from lib import provenance
+from lib.run_folder import load_checkpoint, load_model, save_checkpoint
 from lib.config import ARM_KEYS, compose
 from lib.evaluate import input_norm
 from lib.data import Data, sequence_blocks
-from lib.report import draw_loss, read_run, refuse_unmatched
+from lib.plots import draw_loss
+from lib.results import read_run, refuse_unmatched
 from lib.tokenizer import from_state, script_of, token_bytes
 
 TINY = ["--dataset=small", "--n_layer=1", "--n_head=2", "--n_embd=36", "--block_size=32",
@@ -136,32 +137,32 @@ def test_the_whole_validation_split_is_scored(runs, data_dir):
 
 def test_the_code_hash_is_of_statements(tmp_path, monkeypatch):
     """A statement of each file that decides numbers changes it; comments and docstrings do not."""
-    for name in machine.DECISIVE:
+    for name in provenance.DECISIVE:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)
-    whole = machine.code_hash()
-    monkeypatch.setattr(machine, "ROOT", tmp_path)
-    for name in machine.DECISIVE:
+    whole = provenance.code_hash()
+    monkeypatch.setattr(provenance, "ROOT", tmp_path)
+    for name in provenance.DECISIVE:
         text = (tmp_path / name).read_text()
         (tmp_path / name).write_text(text.replace('"""', '"""Other words. ', 1) + "\n# a comment\n")
-        assert machine.code_hash() == whole
+        assert provenance.code_hash() == whole
         (tmp_path / name).write_text(text + "\nx = 1\n")
-        assert machine.code_hash() != whole
+        assert provenance.code_hash() != whole
         (tmp_path / name).write_text(text)
 
 
 def test_a_commit_is_marked_where_code_and_not_pages_changed(tmp_path, monkeypatch):
-    monkeypatch.setattr(machine, "ROOT", tmp_path)
-    monkeypatch.setattr(machine, "code_hash", lambda: "123")
+    monkeypatch.setattr(provenance, "ROOT", tmp_path)
+    monkeypatch.setattr(provenance, "code_hash", lambda: "123")
     (tmp_path / "results").mkdir()
     for name in ("train.py", "results/tiny.md"):
         (tmp_path / name).write_text("before")
-    machine.git("init", "-q")
-    machine.git("add", "-A")
-    machine.git("-c", "user.name=a", "-c", "user.email=b", "commit", "-qm", "all")
+    provenance.git("init", "-q")
+    provenance.git("add", "-A")
+    provenance.git("-c", "user.name=a", "-c", "user.email=b", "commit", "-qm", "all")
     for name, marked in (("results/tiny.md", False), ("train.py", True)):
         (tmp_path / name).write_text("after")
-        made = machine.describe_machine(torch.device("cpu"), 1)
+        made = provenance.describe_machine(torch.device("cpu"), 1)
         assert made["commit"].endswith("+changes") == marked and len(made["commit"]) >= 12
 
 

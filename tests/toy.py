@@ -11,7 +11,7 @@ import pytest
 import torch._dynamo  # noqa: F401 - the first optimizer would import it, in every fork anew
 
 import train
-from lib.common import run
+from lib.errors import run
 
 TOY = ["configs/tiny.py", "configs/kron.py", "--dataset=small", "--name=x", "--n_layer=1",
        "--n_head=2", "--n_embd=36", "--block_size=16", "--batch_size=4", "--max_steps=6",

@@ -1,4 +1,4 @@
-"""The pictures of a comparison: losses, gaps, the frontier, where the gap is."""
+"""Arms' colours, and all pictures."""
 import math
 
 import numpy as np
@@ -6,10 +6,140 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 
-from lib.report import draw_curves, look
+from lib.errors import write_atomic
+
+# arm: (colour, marker, line). The order is that of the tables. Arms of one family share a marker;
+# colours are Okabe and Ito's, safe for the colour-blind, and shades of them; lines tell the arms of
+# a family apart in grey.
+ARMS = {
+    "bpe_tied": ("#000000", "o", "-"),
+    "bpe_tied_usual": ("#777777", "o", ":"),
+    "bpe_untied": ("#E69F00", "s", "--"),
+    "bpe_untied_default": ("#A87400", "s", ":"),
+    "bpe_untied_usual": ("#F5C76B", "s", "-."),
+    "bpe_untied_unit": ("#56B4E9", "D", "-."),
+    "bpe_untied_lr": ("#009E73", "^", ":"),
+    "lowrank": ("#5B3A99", "p", "-"),
+    "lowrank_tied": ("#B39DDB", "p", "-."),
+    "binary": ("#B8A800", "v", (0, (5, 1))),
+    "binary_linear": ("#7A7000", "v", "-"),
+    "affine": ("#0072B2", "P", (0, (1, 1))),
+    "minimal": ("#7FB8DA", "P", "--"),
+    "wide": ("#004B75", "P", "-"),
+    "frozen_random": ("#888888", "v", ":"),
+    "visual": ("#444444", "v", "-."),
+    "random": ("#CC79A7", "*", (0, (3, 1, 1, 1))),
+    "hash": ("#8A3F68", "*", "-"),
+    "qr": ("#E8BCD3", "*", "--"),
+    "trigram": ("#00606B", ">", "-"),
+    "phase": ("#6FB7A8", "h", "--"),
+    "bytes2word": ("#3B6EA5", "<", "-."),
+    "kron": ("#D55E00", "X", (0, (8, 2))),
+    "kron_wide": ("#A63A00", "X", (0, (3, 1))),
+    "kron_raw": ("#F4A582", "X", ":"),
+    "kron_shuffled": ("#6E2400", "X", "-"),
+    "kron_tied": ("#B2473E", "X", "-."),
+    "kron_code_head": ("#F08080", "X", "--"),
+}
+
+OTHER_MARKERS = "Hd8|_1234"
+
+
+def look(arm):
+    """How an arm is drawn, {color, marker, ls}. One without a row in ARMS has a look of its own:
+    a colour from its name, and a marker that no arm in ARMS has."""
+    if arm in ARMS:
+        colour, marker, line = ARMS[arm]
+        return {"color": colour, "marker": marker, "ls": line}
+    number = sum(byte * 31**i for i, byte in enumerate(arm.encode())) % 65_521  # a prime
+    hue = (number * 0.618034) % 1.0  # neighbouring numbers, distant hues
+    red, green, blue = (0.35 + 0.3 * math.cos(2 * math.pi * (hue - third / 3))
+                        for third in range(3))
+    return {"color": (red, green, blue), "marker": OTHER_MARKERS[number % len(OTHER_MARKERS)],
+            "ls": "-"}
+
+
+# ---- pictures out ------------------------------------------------------------------------------
+
+def panels(count, width, height=4.4):
+    """A figure with `count` axes side by side, and the list of them."""
+    figure = Figure(figsize=(width * count, height), layout="constrained")
+    axes = figure.subplots(1, count, squeeze=False)[0]
+    for ax in axes:
+        ax.grid(alpha=0.3)
+        ax.set_axisbelow(True)
+    return figure, axes
+
+
+def draw_bars(ax, arm, x, middle, low, high, line=None):
+    """An arm's values (n,) at x with bars from low to high; `line` in place of the arm's own."""
+    style = look(arm)
+    style["ls"] = style["ls"] if line is None else line
+    below = np.maximum(np.subtract(middle, low), 0)
+    above = np.maximum(np.subtract(high, middle), 0)
+    ax.errorbar(x, middle, [below, above], capsize=2, lw=1.3, ms=6, label=arm, **style)
+
+
+def draw_curves(ax, arm, curves, thin=False):
+    """An arm's curves {seed: {step: value}}: the mean over seeds at the steps that all have, with a
+    band from the lowest to the highest; `thin`: without markers and label."""
+    steps = sorted(set.intersection(*(set(c) for c in curves.values()))) if curves else []
+    if not steps:
+        return
+    values = np.array([[curve[step] for step in steps] for curve in curves.values()])
+    style = look(arm)
+    if thin:
+        ax.plot(steps, values.mean(0), lw=1, alpha=0.6, color=style["color"], ls=style["ls"])
+    else:
+        ax.plot(steps, values.mean(0), ms=5, lw=1.6, label=arm, **style)
+    ax.fill_between(steps, values.min(0), values.max(0), color=style["color"], alpha=0.15, lw=0)
+
+
+def smoothed(values):
+    """The running mean of a list over about a 25th of it: what is k values past counts w^k."""
+    weight = 1 - 25 / max(25, len(values))
+    means, total, count = [], 0.0, 0.0
+    for value in values:
+        total, count = weight * total + value, weight * count + 1
+        means.append(total / count)
+    return means
+
+
+def draw_loss(records, title):
+    """Training and validation loss of one run against steps, with the last value; the axis leaves
+    out the start, whose fall from ln V would flatten all that follows."""
+    figure, (ax,) = panels(1, 7)
+    training, validation = ([(r["step"], r[key]) for r in records if r.get(key) is not None]
+                            for key in ("loss", "val_loss"))
+    if training:
+        steps, losses = zip(*training)
+        ax.plot(steps, losses, color="0.75", lw=0.8, label="training batch")
+        if len(steps) > 25:
+            ax.plot(steps, smoothed(losses), color="0.4", lw=1.2, label="training, smoothed")
+    if validation:
+        ax.plot(*zip(*validation), color="C0", marker="o", ms=4, label="validation")
+        ax.annotate(f"{validation[-1][1]:.3f}", validation[-1], (0, 8), ha="right", color="C0",
+                    textcoords="offset points")
+    last = max((step for step, _ in [*training, *validation]), default=0)
+    later = [loss for step, loss in [*training, *validation] if step > last / 10]
+    if later:
+        ax.set_ylim(min(later) - 0.1, max(later) + 0.1)
+    ax.set(xlabel="step", ylabel="loss (nats per token)", title=title)
+    if ax.lines:
+        ax.legend()
+    return figure
+
+
+def loss_picture(records, title, path):
+    """loss.png of one run."""
+    figure = draw_loss(records, title)
+    write_atomic(path, lambda file: figure.savefig(file, format="png", dpi=120))
 
 FAMILY_LOOKS = {"learned": "bpe_untied"}  # a family is a code; it looks like the arm of its name
+
 MOST_CURVES = 10  # arms; past that a picture of curves shows those of the planned contrasts
+
+
 # where a name may stand: right or left of its point, so many points above it
 PLACES = [(side, height) for height in (0, 6, -6, 12, -12, 18, -18) for side in (1, -1)]
 

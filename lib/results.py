@@ -1,13 +1,168 @@
-"""Which runs are compared: found below folders, finished, comparable, scored."""
+"""log.jsonl and eval.npz of many runs, and which of them can be compared."""
 import math
+import re
+import sys
 import zipfile
+from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 
-from lib.common import InputError
-from lib.report import arm_of, difference, drop_clashes, order, read_run
+from lib.config import ARM_KEYS, Config, modernise
+from lib.errors import InputError
+from lib.plots import ARMS
+from lib.run_folder import read_log
 from lib.stats import redraw_documents
+
+
+def order(run):
+    """Sort key of a run: arms as in ARMS, others after them by name, then seeds."""
+    arm = arm_of(run)
+    base = arm.split(",")[0]
+    place = list(ARMS).index(base) if base in ARMS else len(ARMS)
+    natural = re.sub(r"\d+", lambda number: number[0].zfill(9), arm)  # rank=6 before rank=12
+    return place, natural, run["header"]["config"]["seed"]
+
+
+def arm_of(run):
+    """What a run's arm is called in tables: its header's name, unless a comparison gave another."""
+    return run.get("arm", run["header"]["arm"])
+
+
+# ---- runs in -----------------------------------------------------------------------------------
+
+# Runs that are compared may differ in these: they make the arm, leave its numbers alone, or change
+# bits, not batches.
+BITS = ("dtype", "device", "compile")
+
+FREE = {*ARM_KEYS, *BITS, "seed", "name", "wandb_log", "log_interval", "eval_interval"}
+
+
+def is_number(x):
+    """Whether x is a finite int or float."""
+    return isinstance(x, (int, float)) and not isinstance(x, bool) and math.isfinite(x)
+
+
+def read_run(folder):
+    """out/RUN -> {"name", "header", "steps", "vals", "diverged", "went_on"}; steps and vals are the
+    log's records in step order, diverged is the step of a last validation that was not finite, or
+    None, went_on the keys, hardware and code that were others when it went on after a stop.
+
+    InputError if it holds no run's log.
+    """
+    path = Path(folder) / "log.jsonl"
+    if not path.is_file():
+        raise InputError(f"{folder}: no log.jsonl there, not a run")
+    records, dropped = read_log(path)
+    header = records[0] if records else {}
+    parts = [header.get(key) for key in ("config", "params", "data")]
+    if not isinstance(header.get("arm"), str) or not all(isinstance(p, dict) for p in parts):
+        raise InputError(f"{path}: no header, not a run's log")
+    for key in ("max_steps", "seed"):
+        if not isinstance(header["config"].get(key), int):
+            raise InputError(f"{path}: its header has no {key}, not a run's log")
+    if dropped:
+        print(f"note: {path}: {dropped} unreadable line{'s' if dropped > 1 else ''} dropped",
+              file=sys.stderr)
+    header["config"] = asdict(Config()) | modernise(header["config"])
+    steps = [r for r in records[1:] if is_number(r.get("loss"))]
+    scored = [r for r in records[1:] if "val_loss" in r]
+    vals = [r for r in scored if is_number(r["val_loss"])]
+    diverged = scored[-1]["step"] if scored and scored[-1] not in vals else None
+    went_on = sorted({key for r in records[1:] for key in r.get("went_on_with", {})})
+    return {"name": str(folder), "header": header, "steps": steps, "vals": vals,
+            "diverged": diverged, "went_on": went_on}
+
+
+# ---- which runs can be compared ----------------------------------------------------------------
+
+def settings(run, free=()):
+    """All that must be equal in runs that are compared: config, but for the FREE keys and those in
+    `free`; data; by how many steps a finished run was extended, since its rate fell twice."""
+    config = run["header"]["config"]
+    kept = {key: value for key, value in config.items() if key not in FREE and key not in free}
+    return kept | {"data": run["header"]["data"], "extended": run["header"].get("extended")}
+
+
+def difference(a, b, free=()):
+    """The first setting in which two runs differ, in words, or ""."""
+    ours, theirs = settings(a, free), settings(b, free)
+    for key in {**ours, **theirs}:
+        if ours.get(key) != theirs.get(key):
+            return (f"{key} is {ours.get(key)} in {a['name']} and {theirs.get(key)} in "
+                    f"{b['name']}")
+    return ""
+
+
+def drop_clashes(runs):
+    """Runs of equal settings -> (those that fit together, [(run, why it does not)]): one run per
+    arm and seed, one set of arm keys per arm, the same batches in runs of the same seed."""
+    first_of_arm, first_of_seed, seen, kept, dropped = {}, {}, {}, [], []
+    for run in runs:
+        arm, seed = arm_of(run), run["header"]["config"]["seed"]
+        like, twin = first_of_arm.get(arm, run), first_of_seed.get(seed, run)
+        step = other_batch(twin, run)
+        keys = [key for key in ARM_KEYS
+                if like["header"]["config"].get(key) != run["header"]["config"].get(key)]
+        if keys:
+            mine, other = (r["header"]["config"].get(keys[0]) for r in (run, like))
+            why = f"not comparable: {keys[0]} is {other} in {like['name']} and {mine} in it"
+        elif (arm, seed) in seen:
+            why = f"{seen[arm, seed]} is the same arm and seed"
+        elif step is not None:
+            why = f"not comparable: step {step} saw other batches than in {twin['name']}"
+        else:
+            first_of_arm.setdefault(arm, run)
+            first_of_seed.setdefault(seed, run)
+            seen[arm, seed] = run["name"]
+            kept.append(run)
+            continue
+        dropped.append((run, why))
+    return kept, dropped
+
+
+def other_batch(a, b):
+    """The first step of which both logs have a batch's checksum and disagree, or None."""
+    batches = {record["step"]: record.get("batch_crc") for record in a["steps"]}
+    for record in b["steps"]:
+        step, crc = record["step"], record.get("batch_crc")
+        if batches.get(step, crc) != crc:
+            return step
+    return None
+
+
+def refuse_unmatched(runs, free=()):
+    """InputError, naming the first difference, if runs differ in anything but arm, seed and the
+    keys `free`, or if equal seeds saw other batches."""
+    for run in runs:
+        if differs := difference(runs[0], run, free):
+            raise InputError(f"not comparable: {differs}")
+    for run, why in drop_clashes(runs)[1]:
+        raise InputError(f"{run['name']}: {why}")
+
+
+def provenance(runs):
+    """What a reader must know of the code that made some runs: lines, none if all is as it should
+    be. Files that no commit has, what a run went on with after a stop, several code hashes."""
+    dirty = [r["name"] for r in runs if r["header"].get("commit", "").endswith("+changes")]
+    lines = [f"made from files that no commit has (+changes): {', '.join(dirty)}"] if dirty else []
+    for run in runs:
+        if run["went_on"]:
+            lines.append(f"{run['name']} went on after a stop with other "
+                         f"{', '.join(run['went_on'])}")
+    for key in BITS:
+        found = Counter(str(r["header"]["config"][key]) for r in runs)
+        if len(found) > 1:
+            counts = ", ".join(f"{value} ({n} runs)" for value, n in found.most_common())
+            lines.append(f"{key} is not the same in all runs, which changes bits, not batches: "
+                         f"{counts}")
+    versions = Counter(r["header"].get("code_hash", "unknown") for r in runs)
+    if len(versions) > 1:
+        counts = ", ".join(f"{code} ({n} runs)" for code, n in versions.most_common())
+        lines.append(f"several versions of the code that decides numbers: {counts}")
+    return lines
+
 
 # Runs that differ in these alone are horizons of one comparison.
 HORIZON = ("max_steps", "warmup_steps")

@@ -3,7 +3,7 @@ import math
 
 import torch
 
-from lib.common import InputError
+from lib.errors import InputError
 
 
 class KVCache:

@@ -1,0 +1,75 @@
+"""What a result is quoted with: hardware, versions, commit, code hash."""
+import ast
+import hashlib
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from datetime import datetime, timezone
+
+import torch
+
+from lib.config import ROOT
+
+
+def cpu_name():
+    """The processor's model, as /proc/cpuinfo gives it where there is one."""
+    if os.path.exists("/proc/cpuinfo"):
+        with open("/proc/cpuinfo") as file:
+            for line in file:
+                if line.startswith("model name"):
+                    return line.split(":")[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def git(*args):
+    """What `git ARGS` prints in the project's folder. OSError or CalledProcessError if it fails."""
+    done = subprocess.run(["git", "-C", str(ROOT), *args], check=True, capture_output=True,
+                          text=True)
+    return done.stdout.strip()
+
+DECISIVE = ("codes.py", "rivals.py", "model.py", "train.py", "lib/config.py", "lib/data.py",
+            "lib/evaluate.py")
+
+
+def code_hash():
+    """A hash of the code that decides a run's numbers, 12 hex digits: of its statements, so that
+    comments, docstrings, layout and what only `python codes.py` runs do not count."""
+    digest = hashlib.sha256()
+    for name in DECISIVE:
+        tree = ast.parse((ROOT / name).read_bytes())
+        for node in ast.walk(tree):
+            body = getattr(node, "body", None)
+            if isinstance(body, list):
+                node.body = [statement for statement in body if not is_aside(statement)]
+        digest.update(ast.unparse(tree).encode())
+    return digest.hexdigest()[:12]
+
+
+def is_aside(statement):
+    """Whether a statement is a docstring or the `if __name__ == "__main__"` of a script."""
+    if isinstance(statement, ast.Expr):
+        return isinstance(statement.value, ast.Constant)
+    return isinstance(statement, ast.If) and "__name__" in ast.unparse(statement.test)
+
+
+def describe_machine(device, world):
+    """Hardware, versions, commit, code, command, date: what results are quoted with."""
+    if device.type == "cuda":
+        hardware = f"{world} x {torch.cuda.get_device_name(device)}"
+    elif device.type == "mps":
+        hardware = f"the GPU of {cpu_name()}"
+    else:
+        hardware = f"{cpu_name()}, {world} x {torch.get_num_threads()} threads"
+    try:
+        commit = git("rev-parse", "--short=12", "HEAD")
+        if git("status", "--porcelain", "-uno", "--", ".", ":!results"):  # pages make no numbers
+            commit += "+changes"
+    except (OSError, subprocess.CalledProcessError):
+        commit = "unknown"
+    return {
+        "hardware": hardware, "python": platform.python_version(), "torch": torch.__version__,
+        "commit": commit, "code_hash": code_hash(),
+        "command": shlex.join(["python", os.path.basename(sys.argv[0]), *sys.argv[1:]]),
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds")}
