@@ -3,9 +3,9 @@
     python -m runs.plan results/tiny2                    # tune.sh and tiny.sh call it
     python -m runs.plan results/tiny2 --items 1 3 --seeds 21 --only tuning/ --list
 
-FOLDER/plan.tsv has a line for each run: item, name, arguments of train.py. What is kept of a run is
-FOLDER/NAME/log.jsonl and eval.npz, of one that diverged the log alone; where the log is there the
-run is done, here or elsewhere. A run that was stopped goes on. Arguments may hold
+FOLDER/plan.tsv has a line for each run: item, name, arguments of train.py. Of a run
+FOLDER/NAME/log.jsonl and eval.npz are kept, of one that diverged the log alone; where the log is
+there the run is done. A run that was stopped goes on. Arguments may hold
 
     {best} {second}    the setting of the best and of the second point of the arm's grid so far
     {beyond AXIS}      a step beyond the best point on an axis; not run if that lies inside
@@ -132,26 +132,25 @@ class Plan:
 
 
 def keep(out, kept):
-    """Copy what is kept of a run in `out` to `kept`, whole or not at all. False if it is neither
-    finished nor diverged."""
+    """Copy what is kept of a run in `out` to `kept`, whole or not at all. What to say of it, "" if
+    it has neither finished nor diverged."""
     records, _ = read_log(out / "log.jsonl") if (out / "log.jsonl").exists() else ([], 0)
     scored = [record for record in records if "val_loss" in record]
     diverged = bool(scored) and scored[-1]["val_loss"] is None
     if not diverged and not (out / "eval.npz").exists():
-        return False
+        return ""
     new = kept.with_name(kept.name + ".new")
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(parents=True)
     for name in ("log.jsonl",) if diverged else ("log.jsonl", "eval.npz"):
         shutil.copy(out / name, new)
     new.rename(kept)
-    return True
+    return "diverged" if diverged else f"{scored[-1]['val_loss']:.4f} nats"
 
 
 def last_line(path):
-    """The last line of a file that says something."""
-    lines = [line for line in path.read_text(errors="replace").splitlines() if line.strip()]
-    return next((line for line in reversed(lines) if "validation loss" in line), (lines or [""])[-1])
+    """The last line of what a run said."""
+    return (path.read_text(errors="replace").splitlines() or [""])[-1]
 
 
 def work(plan, rows, jobs, given):
@@ -191,7 +190,8 @@ def work(plan, rows, jobs, given):
         for child in [child for child in running if child.poll() is not None]:
             row, name, said, start = running.pop(child)
             out = Path("out") / name
-            if keep(out, plan.folder / row.name):
+            loss = keep(out, plan.folder / row.name)
+            if loss:
                 finished += 1
                 if row.is_tuning:  # the others' weights are for the probes
                     for weights in out.glob("*.pt"):
@@ -200,7 +200,7 @@ def work(plan, rows, jobs, given):
                 failed.append(row)
             left = sum(not plan.settled(other) for other in rows)
             each = (time.monotonic() - began) / max(1, finished)
-            print(f"{time.strftime('%H:%M')} {row.name}: {last_line(said)} | "
+            print(f"{time.strftime('%H:%M')} {row.name}: {loss or last_line(said)} | "
                   f"{clock(time.monotonic() - start)}, {left} left"
                   + (f", about {clock(each * left)}" if finished else ""), flush=True)
 
