@@ -16,7 +16,7 @@ MEASURE = """
 import json, re, sys
 import torch
 from lib.config import Config
-from lib.hardware import estimate_memory
+from lib.estimate import estimate_memory
 from lib.distributed import autocast
 from model import GPT, GPTConfig
 from train import make_optimizer
