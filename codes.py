@@ -10,15 +10,19 @@ binary and affine: A. Bochkov, arXiv 2605.09751. kron: R. Shravan, arXiv 2605.29
 the other answers to the same question.
 
 To add an arm, write a class like these (`forward(ids)`, `reset_parameters` if something is trained)
-and name it in `CODES`. Its constructor takes by name what it needs of `make_embedding`'s options.
+and name it in `CODES`. Every constructor takes num_embeddings and embedding_dim, and by name:
+
+    arguments   what else it needs of a run: token_bytes, vocab_size, lift, form, std, seed, ...
+    options     keys of its own with their defaults: `--pos_dim=8` is known from then on, to the
+                command line, to --help and to compare.py, and refused where the code has none such
 """
 import hashlib
+import itertools
 
 import numpy as np
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-
 
 
 def draw(seed, name, shape):
@@ -31,10 +35,11 @@ def draw(seed, name, shape):
 class LearnedEmbedding(nn.Embedding):
     """e(t) = E[t], E ~ N(0, std): the table that the others replace. ids (...) -> (..., d)."""
     lifts = head_lifts = ("none",)
-    reads_bytes, natural_std = False, 0.02
+    arguments, options = ("std",), {}
+    reads_bytes, default_std = False, 0.02
 
     def __init__(self, num_embeddings, embedding_dim, std=None):
-        self.std = std or self.natural_std
+        self.std = std or self.default_std
         super().__init__(num_embeddings, embedding_dim)
 
     @torch.no_grad()
@@ -57,7 +62,7 @@ class FixedCode(nn.Module):
     """
     lifts = head_lifts = ("linear",)  # the latter: with which it can also be the output head
     reads_bytes = False       # whether it knows a token by its bytes, and so has `set_bytes`
-    natural_std = 1.0         # rms of e per coordinate at the start, where nothing else is asked
+    default_std = 1.0         # rms of e per coordinate at the start, where nothing else is asked
 
     def set_form(self, form):
         """Build the table if `form` is "table", once all that `code` needs is there."""
@@ -119,7 +124,7 @@ def draw_affine(bits, seed, width=0):
     K, seed, width = K'; unset: K).
 
     Matrices are drawn until one has rank K; about 29 % of the square ones have it, and all of those
-    are equally likely. Where K' > K a row that is zero or repeats an earlier one is drawn again.
+    are equally likely. Where K' > K a row that is zero or repeats an earlier one is replaced.
     """
     width = width or bits
     rng = np.random.RandomState(seed)  # its stream is frozen: equal in every numpy version
@@ -162,12 +167,15 @@ def tile(code, width):
 class BinaryEmbedding(FixedCode):
     """e(t) = lift(c(t)), c(t) the K bits of t: as 0 and 1, or with `code_levels` = "signs" as -1
     and +1, which have no mean that all tokens share. Trained: nothing with lift `tile`, K*d with
-    `linear`. Natural scale: what the levels give, about sqrt(1/2) or 1; `std` scales code or W."""
+    `linear`. Default scale: what the levels give, about sqrt(1/2) or 1; `std` scales code or W."""
     lifts = ("tile", "linear")
+    arguments, options = ("vocab_size", "lift", "form", "std"), {"code_levels": "bits"}
 
     def __init__(self, num_embeddings, embedding_dim, vocab_size, lift="tile", form="on_the_fly",
                  std=None, code_levels="bits"):
         super().__init__()
+        if code_levels not in ("bits", "signs"):
+            raise ValueError(f"code_levels='{code_levels}': must be one of bits, signs")
         self.num_embeddings, self.embedding_dim = num_embeddings, embedding_dim
         self.bits = self.code_width = code_bits(vocab_size)
         self.signs = code_levels == "signs"
@@ -178,9 +186,9 @@ class BinaryEmbedding(FixedCode):
         if not self.signs:  # of those it is 1
             codes = self.code(torch.arange(vocab_size, device="cpu"))
             codes = tile(codes, embedding_dim) if lift == "tile" else codes
-            self.natural_std = codes.square().mean().sqrt().item() or 1.0  # 0 only where V = 1
-        self.std = std or self.natural_std
-        self.scale = self.std / self.natural_std
+            self.default_std = codes.square().mean().sqrt().item() or 1.0  # 0 only where V = 1
+        self.std = std or self.default_std
+        self.scale = self.std / self.default_std
         self.set_form(form)
         self.reset_parameters()
 
@@ -228,6 +236,8 @@ class AffineEmbedding(BinaryEmbedding):
 
     ValueError if K' is out of this range.
     """
+    arguments = (*BinaryEmbedding.arguments, "seed")
+    options = BinaryEmbedding.options | {"code_width": 0}
 
     def __init__(self, num_embeddings, embedding_dim, vocab_size, lift="tile", form="on_the_fly",
                  std=None, code_levels="bits", code_width=0, seed=0):
@@ -252,7 +262,9 @@ class AffineEmbedding(BinaryEmbedding):
 
 def pack_bytes(token_bytes, count, pos_dim):
     """Byte strings -> ((count, P) uint8 of their first P bytes, (count,) uint8 of L = how many
-    those are); ids past the list have L = 0."""
+    those are); ids past the list have L = 0. ValueError unless P is from 1 to 255."""
+    if not 1 <= pos_dim <= 255:
+        raise ValueError(f"pos_dim={pos_dim}: must be from 1 to 255, lengths are stored in a byte")
     packed = np.zeros((count, pos_dim), np.uint8)
     length = np.zeros(count, np.uint8)
     for i, raw in enumerate(token_bytes):
@@ -286,12 +298,13 @@ class KroneckerEmbedding(FixedCode):
     is summed once.
     """
     reads_bytes = True
+    arguments, options = ("token_bytes", "form", "std"), {"pos_dim": 16}
 
     def __init__(self, num_embeddings, embedding_dim, token_bytes, pos_dim=16, form="on_the_fly",
                  std=None, persistent=False):
         super().__init__()
         self.num_embeddings, self.embedding_dim = num_embeddings, embedding_dim
-        self.pos_dim, self.std = pos_dim, std or self.natural_std
+        self.pos_dim, self.std = pos_dim, std or self.default_std
         self.code_width = self.width()  # D
         self.W = nn.Parameter(torch.empty(self.code_width, embedding_dim))
         buffers = (*pack_bytes(token_bytes, num_embeddings, pos_dim), *self.levels())
@@ -302,9 +315,9 @@ class KroneckerEmbedding(FixedCode):
 
     @classmethod
     def from_tokenizer(cls, tokenizer, embedding_dim, num_embeddings=None, pos_dim=16, std=None):
-        """In the place of an `nn.Embedding` of a model of yours, with its codes in the checkpoint.
+        """In place of an `nn.Embedding` of a model of yours, with its codes in the checkpoint.
         tokenizer: what `lib.tokenizer.token_bytes` takes. No head can be tied to it."""
-        from lib.tokenizer import token_bytes  # whoever reads codes.py alone needs none of lib/
+        from lib.tokenizer import token_bytes  # here, so that codes.py alone needs nothing of lib/
         spelled = token_bytes(tokenizer)
         count = num_embeddings or len(spelled)
         if count < len(spelled):
@@ -356,8 +369,8 @@ class KroneckerEmbedding(FixedCode):
         return code @ self.W
 
     def sum_rows(self, ids):
-        """sum_i W[row(i)], (n,) -> (n, d). The same sum twice: a CPU wants ragged bags, a compiler
-        wants shapes that stand still."""
+        """sum_i W[row(i)], (n,) -> (n, d). The same sum in two ways: ragged bags are fast on a CPU,
+        torch.compile needs static shapes."""
         rows, present = self.rows(ids), self.present(ids)
         if torch.compiler.is_compiling():
             # fused: the (n, P, d) product is never in memory
@@ -367,7 +380,7 @@ class KroneckerEmbedding(FixedCode):
         return F.embedding_bag(rows[present], self.W, starts, mode="sum")
 
     def vectors(self, ids):
-        """e(t) of each id, summed anew for each: (n,) -> (n, d)."""
+        """e(t) of each id, repeated ids too: (n,) -> (n, d)."""
         L = self.length[ids].long().unsqueeze(-1)
         return self.scale[L] * self.sum_rows(ids) + self.shift[L] * self.W.sum(0)
 
@@ -381,8 +394,8 @@ class KroneckerEmbedding(FixedCode):
 
 
 def once_per_id(vectors, ids):
-    """`vectors`, (n,) -> (n, d), of ids (...), worked out once for each distinct id: (..., d). A
-    compiler wants shapes that stand still: each id is worked out where it stands."""
+    """`vectors`, (n,) -> (n, d), of ids (...), computed once for each distinct id: (..., d).
+    torch.compile needs static shapes: there every id is computed."""
     if torch.compiler.is_compiling():
         return vectors(ids.flatten()).view(*ids.shape, -1)
     distinct, where = ids.unique(return_inverse=True)
@@ -394,7 +407,74 @@ CODES = {"learned": LearnedEmbedding, "binary": BinaryEmbedding, "affine": Affin
          "kron": KroneckerEmbedding}
 
 
-if __name__ == "__main__":  # python codes.py [WORD...] [--out=FILE.png]: what these codes are
+# ---- python codes.py [WORD...] ------------------------------------------------------------------
+
+def kron_rows(raw, pos_dim=16):
+    """Which rows of W kron sums for a token with these bytes: a list of at most P numbers."""
+    embedding, id = KroneckerEmbedding(1, 1, [raw], pos_dim), torch.zeros(1, dtype=torch.int64)
+    return embedding.rows(id)[embedding.present(id)].tolist()
+
+
+def kron_cosine(a, b, pos_dim=16):
+    """cos(z(a), z(b)) of two byte strings."""
+    z = KroneckerEmbedding(2, 1, [a, b], pos_dim).code(torch.arange(2)).double()
+    return F.cosine_similarity(z[0], z[1], dim=0).item()
+
+
+def quoted(text):
+    """A text in quotes, what cannot be printed escaped."""
+    return f'"{text}"' if text.isprintable() else repr(text)
+
+
+def print_codes(words, tok, strings):
+    """The codes of words (str) as text; `strings`: the bytes of each of the tokenizer's ids."""
+    K, P, seed = code_bits(tok.vocab_size), 16, 1337
+    A, b = draw_affine(K, seed)
+    print(f"binary: x, the K = {K} bits of the token id, lowest first, repeated to the model's "
+          f"width\naffine: A x + b over GF(2), A and b drawn once a run, here by seed {seed}\n")
+    print(f"  {'token':12}  {'id':>6}  {'binary':{K}}  affine")
+    for id in dict.fromkeys(id for word in words for id in tok.encode(word)):
+        x = binary_code(torch.tensor(id), K)
+        codes = ["".join(str(int(bit)) for bit in code) for code in (x, affine_code(x, A, b))]
+        text = quoted(strings[id].decode("utf-8", "backslashreplace"))
+        print(f"  {text:12}  {id:6}  {codes[0]}  {codes[1]}")
+
+    print(f"\nkron: byte value v at position i has row v * {P} + i of W, a trained matrix; "
+          f"a word's vector is\nthe sum of the rows of its first {P} bytes, scaled and shifted by "
+          "its length\n")
+    rows = {word: kron_rows(word.encode(), P) for word in words}
+    for word in words:
+        print(f"  {quoted(word)}\n    bytes " + " ".join(f"{byte:4}" for byte in word.encode()))
+        print("    rows  " + " ".join(f"{row:4}" for row in rows[word]))
+    print("\ncosine of kron's codes, rows in common\n")
+    for one, other in itertools.combinations(words, 2):
+        common = len(set(rows[one]) & set(rows[other]))
+        pair = f"{quoted(one)}, {quoted(other)}"
+        print(f"  {pair:26}  {kron_cosine(one.encode(), other.encode(), P):6.3f}"
+              f"  {common} of {len(rows[one])} and {len(rows[other])}")
+
+
+def main():
+    """The codes of words as they stand in running text, with a space before them."""
+    from lib.config import ROOT  # here, so that codes.py alone needs nothing of lib/
+    from lib.errors import InputError, Parser
+    from lib.run_folder import load_checkpoint
+    from lib.tokenizer import from_state, token_bytes
+    parser = Parser(description=main.__doc__)
+    parser.add_argument("words", nargs="*", metavar="WORD", default=["run", "runs", "RUN", "ran"],
+                        help="default: run runs RUN ran")
+    words = [f" {word.removeprefix(' ')}" for word in parser.parse_args().words]
+    if " " in words:
+        raise InputError("an empty word has no code")
+    try:
+        "".join(words).encode()
+    except UnicodeError as error:
+        raise InputError(f"a word is not UTF-8 ({error})") from None
+    tok = from_state(load_checkpoint(ROOT / "results" / "demo" / "kron.pt")["tokenizer"])
+    print(f"ids are those of the tokenizer of results/demo, {tok.name}, V = {tok.vocab_size:,}\n")
+    print_codes(list(dict.fromkeys(words)), tok, token_bytes(tok))
+
+
+if __name__ == "__main__":
     from lib.errors import run
-    from lib.show import main
     run(main)

@@ -7,9 +7,8 @@
 Architecture and parameter names are nanoGPT's: a nanoGPT state dict of the same shape loads into a
 `learned` model with strict=True.
 """
-import inspect
 import math
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, make_dataclass, replace
 
 import torch
 import torch.nn as nn
@@ -19,34 +18,31 @@ from codes import CODES as PAPERS, draw
 from rivals import RIVALS
 
 CODES = PAPERS | RIVALS
+# The keys of all arms' own, each with its default; arms that share one agree on it.
+OPTIONS = {key: default for kind in CODES.values() for key, default in kind.options.items()}
 
 
 @dataclass
-class GPTConfig:
-    """Everything that decides the model. The defaults are GPT-2's 124M shape."""
+class Architecture:
+    """Everything that decides the model, but for OPTIONS. The defaults are GPT-2's 124M shape. The
+    comments are what `train.py --help` prints."""
     vocab_size: int = 50257
-    block_size: int = 1024
+    block_size: int = 1024          # context, in tokens
     n_layer: int = 12
     n_head: int = 12
-    n_embd: int = 768
+    n_embd: int = 768               # d, the model width
     dropout: float = 0.0
     bias: bool = False
-    positions: str = "learned"        # learned or rotary
-    code: str = "learned"             # a name in CODES
-    lift: str = "none"                # one of the lifts that the code's class has
-    head: str = "tied"                # table, tied or code: see `GPT.head_rows`
-    head_bias: str = "none"           # none, zero or unigram: a trained number per token
-    input_multiplier: float = 1.0     # e is multiplied by it after look-up; a tied head is not
-    input_norm: bool = False          # RMSNorm of e before the first block
-    code_form: str = "on_the_fly"     # on_the_fly or table: the same vectors
-    embed_std: float = 0.0            # rms of e per coordinate at the start; 0: the arm's natural
-    pos_dim: int = 16                 # P: how many bytes of a token kron and its kin see
-    rows: int = 0                     # of W (random, hash, trigram); 0: the class's own default
-    rank: int = 0                     # r (lowrank); 0: 62
-    code_width: int = 0               # K' (affine, kron_wide), D (phase); 0: the class's default
-    code_levels: str = "bits"         # bits, 0 and 1, or signs, -1 and +1 (binary, affine)
-    buckets: int = 0                  # m (qr); 0: ceil(sqrt V)
-    seed: int = 1337
+    positions: str = "learned"      # or rotary
+    code: str = "learned"           # the arm: a name in CODES; this key and those down to code_form
+    lift: str = "none"              # one of the lifts that the code's class has
+    head: str = "tied"              # table: V x d; tied: the input's rows; code: its own W
+    head_bias: str = "none"         # a trained number per token, from zero or unigram (log p) on
+    embed_std: float = 0.0          # rms of the input per coordinate at the start; 0: the default
+    input_multiplier: float = 1.0   # the input times this; a tied head's rows are not
+    input_norm: bool = False        # RMSNorm of the input before the first block
+    code_form: str = "on_the_fly"   # or table: the same vectors
+    seed: int = 1337                # decides the initial weights, the batches and the codes
 
     @property
     def padded_size(self):
@@ -54,24 +50,55 @@ class GPTConfig:
         50,304."""
         return -(-self.vocab_size // 64) * 64
 
+    def check(self):
+        """ValueError if there is no such model; what a code's own options may be, its class says
+        when it is made."""
+        for key in ("vocab_size", "block_size", "n_layer", "n_head", "n_embd"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"{key}={getattr(self, key)}: must be at least 1")
+        known = {"code": CODES, "positions": ("learned", "rotary"),
+                 "head": ("table", "tied", "code"), "head_bias": ("none", "zero", "unigram"),
+                 "code_form": ("on_the_fly", "table")}
+        for key, values in known.items():
+            if getattr(self, key) not in values:
+                raise ValueError(f"{key}='{getattr(self, key)}': must be one of "
+                                 f"{', '.join(values)}")
+        kind = CODES[self.code]
+        if self.lift not in kind.lifts:
+            raise ValueError(f"lift='{self.lift}': code '{self.code}' takes "
+                             f"{' or '.join(kind.lifts)}")
+        if self.head != "table" and self.lift not in kind.head_lifts:
+            raise ValueError(f"head='{self.head}': code '{self.code}' with lift '{self.lift}' "
+                             "cannot be a head; set head='table'")
+        if self.head == "code" and issubclass(kind, nn.Embedding):
+            raise ValueError("head='code': a learned table of its own is head='table'")
+        if self.code_form == "table" and not hasattr(kind, "set_form"):
+            raise ValueError(f"code_form='table': code '{self.code}' has no fixed code")
+        if self.n_embd % self.n_head:
+            raise ValueError(f"n_embd={self.n_embd} is not divisible by n_head={self.n_head}")
+        if self.positions == "rotary" and self.n_embd // self.n_head % 2:
+            raise ValueError("positions='rotary' needs an even head width, n_embd / n_head = "
+                             f"{self.n_embd // self.n_head}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout={self.dropout}: must be in [0, 1)")
+
+
+GPTConfig = make_dataclass("GPTConfig", bases=(Architecture,), fields=[
+    (key, type(default), default) for key, default in OPTIONS.items()])
+
 
 def make_embedding(config, token_bytes):
-    """The input embedding of a config: a module, ids (...) -> (..., n_embd). ValueError if its
-    code is unknown or has no such lift; `lib.config.check_shape` checks everything.
+    """The input embedding of a config: a module, ids (...) -> (..., n_embd). ValueError for a value
+    that its class refuses.
 
-    The class that CODES names gets those options that its constructor asks for by name. One that
-    reads bytes has at least one free slot past the vocabulary.
+    A code that reads bytes has at least one free slot past the vocabulary.
     """
-    if config.code not in CODES or config.lift not in CODES[config.code].lifts:
-        raise ValueError(f"no code '{config.code}' with lift '{config.lift}'")
     kind = CODES[config.code]
-    free_slot = 1 if kind.reads_bytes else 0
-    options = asdict(config) | {
-        "num_embeddings": max(config.padded_size, config.vocab_size + free_slot),
-        "embedding_dim": config.n_embd, "token_bytes": token_bytes, "form": config.code_form,
-        "std": config.embed_std or None}
-    wanted = inspect.signature(kind).parameters
-    return kind(**{name: value for name, value in options.items() if name in wanted})
+    known = asdict(config) | {"token_bytes": token_bytes, "form": config.code_form,
+                              "std": config.embed_std or None}
+    rows = max(config.padded_size, config.vocab_size + (1 if kind.reads_bytes else 0))
+    wanted = {name: known[name] for name in (*kind.arguments, *kind.options)}
+    return kind(rows, config.n_embd, **wanted)
 
 
 def rotate(x, cos, sin):
@@ -152,14 +179,17 @@ class GPT(nn.Module):
     cross-entropy in nats.
 
     token_bytes: the bytes of every id (`lib.tokenizer.token_bytes`), for codes that read them;
-    initialise: False where a checkpoint's weights come next.
+    initialise: False where a checkpoint's weights come next. ValueError if there is no such model.
     """
 
     def __init__(self, config, token_bytes=None, initialise=True):
         super().__init__()
+        config.check()
         self.config = config
+        wte = make_embedding(config, token_bytes)
+        table = isinstance(wte, nn.Embedding)  # its head has rows of its own, or is this very table
         self.transformer = nn.ModuleDict(dict(
-            wte=make_embedding(config, token_bytes),
+            wte=wte,
             drop=nn.Dropout(config.dropout),
             h=nn.ModuleList(Block(config) for _ in range(config.n_layer)),
             ln_f=nn.LayerNorm(config.n_embd, bias=config.bias)))
@@ -171,10 +201,10 @@ class GPT(nn.Module):
             angle = torch.arange(config.block_size).unsqueeze(1) * frequency  # (T, w/2)
             self.register_buffer("cos", angle.cos(), persistent=False)
             self.register_buffer("sin", angle.sin(), persistent=False)
-        if config.head == "table" or config.code == "learned":
+        if config.head == "table" or table:
             self.lm_head = nn.Linear(config.n_embd, config.padded_size, bias=False)
-        if config.head == "tied" and config.code == "learned":
-            self.transformer.wte.weight = self.lm_head.weight
+        if config.head == "tied" and table:
+            wte.weight = self.lm_head.weight
         if config.head == "code":
             self.lm_head = make_embedding(replace(config, embed_std=0.0), token_bytes)
         if config.head_bias != "none":
@@ -247,9 +277,10 @@ class GPT(nn.Module):
     @property
     def head_code(self):
         """The module whose vectors are the head's rows; None where the head is a table."""
-        if self.config.head == "table" or self.config.code == "learned":
+        wte = self.transformer.wte
+        if self.config.head == "table" or isinstance(wte, nn.Embedding):
             return None
-        return self.transformer.wte if self.config.head == "tied" else self.lm_head
+        return wte if self.config.head == "tied" else self.lm_head
 
     def head_rows(self):
         """The head: ((rows, d) matrix, (rows,) float32 offset or None), so that logits are
@@ -318,12 +349,11 @@ class GPT(nn.Module):
 
     def num_params(self):
         """Trained parameters: {"input", "body", "head", "total"}. What is shared counts once, as
-        input; a position table as body."""
-        total = sum(p.numel() for p in self.parameters())
-        inputs = sum(p.numel() for p in self.transformer.wte.parameters())
-        head = 0
-        if self.config.head != "tied":
-            head = sum(p.numel() for p in self.lm_head.parameters())
+        input; a position table as body; what `requires_grad_(False)` froze not at all."""
+        def trained(module):
+            return sum(p.numel() for p in module.parameters() if p.requires_grad)
+        total, inputs = trained(self), trained(self.transformer.wte)
+        head = 0 if self.config.head == "tied" else trained(self.lm_head)
         if self.config.head_bias != "none":
             head += self.head_bias.numel()
         return {"input": inputs, "body": total - inputs - head, "head": head, "total": total}

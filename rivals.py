@@ -16,7 +16,7 @@ what its authors report, is in the README's table of arms.
     bytes2word     learned queries attend over the token's bytes
     kron_wide      kron plus a wide affine code: bytes and identity
 
-Natural scale, rms(e) per coordinate at the start: 1 for what sums rows of a projection, 0.02 for
+Default scale, rms(e) per coordinate at the start: 1 for what sums rows of a projection, 0.02 for
 what is a table or a product of tables, 1/sqrt(d) (unit norm) for what is never trained.
 """
 import functools
@@ -37,6 +37,7 @@ class ShuffledKronecker(KroneckerEmbedding):
     frequency, drawn by `seed`: kron's codes, rank and idle rows, but no spelling. How often each
     row is read is kept only roughly: on docstrings with bpe:4096 a quarter of the reads move to
     other rows. A forced word (`set_bytes`) keeps its true bytes."""
+    arguments = (*KroneckerEmbedding.arguments, "seed")
 
     def __init__(self, num_embeddings, embedding_dim, token_bytes, pos_dim=16, form="on_the_fly",
                  std=None, seed=0):
@@ -70,23 +71,25 @@ class RawKronecker(KroneckerEmbedding):
 class KroneckerWideEmbedding(KroneckerEmbedding):
     """e(t) = kron(t) + s wide(t), s = 0.5: the token's bytes and its identity. wide is the affine
     code of K' = `code_width` signs (unset: the most there are); nothing more is trained. What has
-    no id of the vocabulary, a forced word, has its bytes alone. Natural scale sqrt(1 + s^2)."""
+    no id of the vocabulary, a forced word, has its bytes alone. Default scale sqrt(1 + s^2)."""
     share = 0.5
-    natural_std = 1.25**0.5
+    default_std = 1.25**0.5
+    arguments = (*KroneckerEmbedding.arguments, "vocab_size", "seed")
+    options = KroneckerEmbedding.options | {"code_width": 0}
 
     def __init__(self, num_embeddings, embedding_dim, token_bytes, vocab_size, pos_dim=16,
                  form="on_the_fly", std=None, code_width=0, seed=0):
         super().__init__(num_embeddings, embedding_dim, token_bytes, pos_dim, form, std)
         self.vocab_size = vocab_size
         self.wide = AffineEmbedding(num_embeddings, embedding_dim, vocab_size, form=form,
-                                    std=self.share * self.std / self.natural_std, seed=seed,
+                                    std=self.share * self.std / self.default_std, seed=seed,
                                     code_levels="signs", code_width=code_width or -1)
 
     @torch.no_grad()
     def reset_parameters(self, seed=0, name=""):
         """Draw W as kron's: a pure function of (seed, name, shape)."""
         super().reset_parameters(seed, name)
-        self.W.div_(self.natural_std)
+        self.W.div_(self.default_std)
 
     def forward(self, ids):
         known = (ids < self.vocab_size).unsqueeze(-1)
@@ -98,10 +101,12 @@ class RandomEmbedding(KroneckerEmbedding):
     256 P). A multi-hash (Bloom) embedding (Serra and Karatzoglou, arXiv 1706.03993) with as many
     hashes as the token has bytes: spelling is worth nothing, and nearly all rows are in use."""
     reads_bytes = False
+    arguments = (*KroneckerEmbedding.arguments, "seed")
+    options = KroneckerEmbedding.options | {"rows": 0}
 
     def __init__(self, num_embeddings, embedding_dim, token_bytes, pos_dim=16, form="on_the_fly",
                  std=None, seed=0, rows=0):
-        if 0 < rows < 4 * pos_dim:
+        if rows and rows < 4 * pos_dim:
             raise ValueError(f"rows={rows}: a token sums up to {pos_dim} of them; at least "
                              f"{4 * pos_dim} are needed")
         self.seed, self.asked = seed, rows
@@ -135,6 +140,7 @@ class BagCode(FixedCode):
     token t's from `start[t]`, `count[t]` long.
     """
     reads_bytes = True
+    arguments = ("token_bytes", "form", "std")
 
     def fill(self, token_bytes, form):
         """Build the lists of all tokens; ids past `token_bytes` have none and embed as zero."""
@@ -194,7 +200,7 @@ class BagCode(FixedCode):
     def embed(self, ids):
         if not torch.compiler.is_compiling():
             return once_per_id(self.vectors, ids)
-        # a compiler wants shapes that stand still: the bags of the whole vocabulary, looked up
+        # torch.compile needs static shapes: the bags of the whole vocabulary, looked up
         lifted = self.lift_rows(self.distinct)
         table = F.embedding_bag(self.where, lifted, self.start, mode="sum")
         return F.embedding(ids, self.scale.unsqueeze(-1) * table)
@@ -209,13 +215,13 @@ class TrigramEmbedding(BagCode):
     with the lower-cased trigram, rows summed and not normalised, std sqrt(2/(5d)); ours is for BPE
     tokens at kron's budget, v = `rows` (unset: 4,096).
     """
-    hashes = 4
+    hashes, options = 4, {"rows": 0}
 
     def __init__(self, num_embeddings, embedding_dim, token_bytes, form="on_the_fly", std=None,
                  rows=0):
         super().__init__()
         self.num_embeddings, self.embedding_dim = num_embeddings, embedding_dim
-        self.code_width, self.std = rows or 4096, std or self.natural_std
+        self.code_width, self.std = chosen("rows", rows, 4096), std or self.default_std
         self.W = nn.Parameter(torch.empty(self.code_width, embedding_dim))
         self.fill(token_bytes, form)
         self.reset_parameters()
@@ -253,8 +259,9 @@ class PhaseEmbedding(BagCode):
     theta (256, F) and omega (F,) are uniform on (-pi, pi), drawn once by a fixed seed, the same for
     all runs. W ~ N(0, 1/sqrt(D)), so that rms(e) starts at 1. After abi2024/kronecker_v2. z has
     more entries of the size of 1 than kron's: a step of Adam moves e by up to lr * |z|_1, 1,263
-    at D = 1,536 against kron's 248 to 324, so its speed is to be tuned.
+    at D = 1,536 against kron's 248 to 324, so its learning-rate multiplier is to be tuned.
     """
+    options = {"code_width": 0}
 
     def __init__(self, num_embeddings, embedding_dim, token_bytes, form="on_the_fly", std=None,
                  code_width=0):
@@ -262,7 +269,7 @@ class PhaseEmbedding(BagCode):
         self.num_embeddings, self.embedding_dim = num_embeddings, embedding_dim
         if code_width < 0 or code_width % 2:
             raise ValueError(f"code_width={code_width}: code 'phase' takes an even number")
-        self.code_width, self.std = code_width or 1536, std or self.natural_std
+        self.code_width, self.std = code_width or 1536, std or self.default_std
         frequencies = self.code_width // 2
         rng = np.random.RandomState(0)
         theta = rng.uniform(-math.pi, math.pi, (256, frequencies))
@@ -302,17 +309,25 @@ class PhaseEmbedding(BagCode):
 
 # ---- smaller tables ----------------------------------------------------------------------------
 
+def chosen(key, value, default):
+    """An option's value, the default where it is 0. ValueError if it is negative."""
+    if value < 0:
+        raise ValueError(f"{key}={value}: must be 0 (the default) or more")
+    return value or default
+
+
 class LowRankEmbedding(nn.Module):
     """e(t) = A[t] B, A (V x r) ~ N(0, std), B (r x d) ~ N(0, 1/sqrt(r)): a table of rank r. ALBERT
     (Lan et al., arXiv 1909.11942), here with a scale that does not depend on r. ids (...) ->
     (..., d). `rank` unset: 62, kron's budget at GPT-2's vocabulary."""
     lifts = head_lifts = ("linear",)
-    reads_bytes, natural_std = False, 0.02
+    arguments, options = ("std",), {"rank": 0}
+    reads_bytes, default_std = False, 0.02
 
     def __init__(self, num_embeddings, embedding_dim, std=None, rank=0):
         super().__init__()
         self.num_embeddings, self.embedding_dim = num_embeddings, embedding_dim
-        self.rank, self.std = rank or 62, std or self.natural_std
+        self.rank, self.std = chosen("rank", rank, 62), std or self.default_std
         self.A = nn.Parameter(torch.empty(num_embeddings, self.rank))
         self.B = nn.Parameter(torch.empty(self.rank, embedding_dim))
         self.reset_parameters()
@@ -337,13 +352,14 @@ class HashEmbedding(nn.Module):
     W ~ N(0, 0.1) and p ~ N(0, 0.0005)); here W ~ N(0, std) and p starts at 1/sqrt(2), so that
     rms(e) = std. ids (...) -> (..., d)."""
     lifts = head_lifts = ("linear",)
-    reads_bytes, natural_std = False, 0.02
+    arguments, options = ("std", "seed"), {"rows": 0}
+    reads_bytes, default_std = False, 0.02
 
     def __init__(self, num_embeddings, embedding_dim, std=None, seed=0, rows=0):
         super().__init__()
         self.num_embeddings, self.embedding_dim, self.seed = num_embeddings, embedding_dim, seed
-        self.std = std or self.natural_std
-        self.W = nn.Parameter(torch.empty(rows or 4096, embedding_dim))
+        self.std = std or self.default_std
+        self.W = nn.Parameter(torch.empty(chosen("rows", rows, 4096), embedding_dim))
         self.importance = nn.Parameter(torch.empty(num_embeddings, 2))
         self.reset_parameters()
 
@@ -378,13 +394,14 @@ class QuotientRemainderEmbedding(nn.Module):
     arXiv 1909.02107. Both factors ~ N(0, sqrt(std)), so that rms(e) = std (the reference draws one
     of them uniformly between 1/sqrt(n) and 1, by a slip). ids (...) -> (..., d)."""
     lifts = head_lifts = ("linear",)
-    reads_bytes, natural_std = False, 0.02
+    arguments, options = ("std",), {"buckets": 0}
+    reads_bytes, default_std = False, 0.02
 
     def __init__(self, num_embeddings, embedding_dim, std=None, buckets=0):
         super().__init__()
         self.num_embeddings, self.embedding_dim = num_embeddings, embedding_dim
-        self.buckets = buckets or math.isqrt(num_embeddings - 1) + 1
-        self.std = std or self.natural_std
+        self.buckets = chosen("buckets", buckets, math.isqrt(num_embeddings - 1) + 1)
+        self.std = std or self.default_std
         quotients = (num_embeddings - 1) // self.buckets + 1
         self.R = nn.Parameter(torch.empty(self.buckets, embedding_dim))
         self.Q = nn.Parameter(torch.empty(quotients, embedding_dim))
@@ -415,17 +432,18 @@ class FrozenEmbedding(nn.Module):
     otherwise. It is stored as float16 and lives in the checkpoint, so that nothing but the
     checkpoint is needed to have it again. ids (...) -> (..., d)."""
     lifts, head_lifts, reads_bytes = ("none",), (), False
+    arguments, options = ("std",), {}
 
     def __init__(self, num_embeddings, embedding_dim, std=None):
         super().__init__()
         self.num_embeddings, self.embedding_dim = num_embeddings, embedding_dim
-        self.natural_std = embedding_dim**-0.5
-        self.std = std or self.natural_std
+        self.default_std = embedding_dim**-0.5
+        self.std = std or self.default_std
         table = torch.zeros(num_embeddings, embedding_dim, dtype=torch.float16)
         self.register_buffer("table", table)
 
     def forward(self, ids):
-        return F.embedding(ids, self.table).float() * (self.std / self.natural_std)
+        return F.embedding(ids, self.table).float() * (self.std / self.default_std)
 
     def params_in_use(self, vocab_size):
         """Nothing is trained."""
@@ -451,6 +469,7 @@ class VisualEmbedding(FrozenEmbedding):
     See `bitmap` for x. The paper draws in GNU Unifont; here the font is DejaVu Sans, which
     matplotlib carries, so nothing is downloaded. Ids past the vocabulary are zero.
     """
+    arguments = ("token_bytes", "std")
 
     def __init__(self, num_embeddings, embedding_dim, token_bytes, std=None):
         if embedding_dim > 1024:
@@ -534,13 +553,14 @@ class BytesToWordEmbedding(nn.Module):
     per byte. O ~ N(0, std/sqrt(d)) after the norm gives rms(e) = std. ids (...) -> (..., d).
     """
     lifts, head_lifts = ("attention",), ()
-    reads_bytes, natural_std = True, 1.0
+    arguments, options = ("token_bytes", "std", "n_head"), {"pos_dim": 16}
+    reads_bytes, default_std = True, 1.0
     inner = 256  # e
 
     def __init__(self, num_embeddings, embedding_dim, token_bytes, pos_dim=16, std=None, n_head=8):
         super().__init__()
         self.num_embeddings, self.embedding_dim = num_embeddings, embedding_dim
-        self.pos_dim, self.heads, self.std = pos_dim, n_head, std or self.natural_std
+        self.pos_dim, self.heads, self.std = pos_dim, n_head, std or self.default_std
         e, d = self.inner, embedding_dim
         self.B = nn.Parameter(torch.empty(256, e))
         self.S = nn.Parameter(torch.empty(pos_dim, e))

@@ -20,19 +20,18 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from lib.run_folder import RunFolder, build_model
-from lib.errors import InputError, clock, run
 from lib.config import check, compose, explain
 from lib.data import Data, sequence_blocks, text_bytes, to_device
-from lib.estimate import dry_run
-from lib.hardware import described
-from lib.evaluate import InputWatch, evaluate, input_norm, save_evaluation
-from lib.distributed import (StopRequest, autocast, failures_in_one_line, is_first_here, is_restart,
-                             join_ranks, leave_ranks, refuse_non_finite, slow_step, this_place,
+from lib.distributed import (StopRequest, any_rank, autocast, end_ranks, in_one_line, local_rank,
+                             print0, rank, refuse_differences, slow_step, start_ranks, sum_ranks,
                              world_size)
-from lib.provenance import describe_machine
-from lib.plots import loss_picture
+from lib.errors import InputError, clock, run
+from lib.evaluate import InputWatch, evaluate, input_norm, save_evaluation
 from lib.generation import one_line_sample
+from lib.hardware import described, dry_run, peak_flops
+from lib.plots import loss_picture
+from lib.provenance import describe_machine
+from lib.run_folder import RunFolder, build_model
 from lib.tokenizer import code_lines
 
 
@@ -49,7 +48,7 @@ def learning_rate(step, config):
 def make_optimizer(model, config):
     """Fused AdamW. Weight decay on matrices only. The input, and a head that is tied to it, learn
     embed_lr_mult times as fast; their decay is divided by that, so that a step shrinks them alike.
-    """
+    What `requires_grad_(False)` froze is left out."""
     inputs = {id(p) for p in model.transformer.wte.parameters()}
     mult, decay = config.embed_lr_mult, config.weight_decay
     groups = [{"params": [], "lr_mult": mult, "weight_decay": decay / mult},  # input, matrices
@@ -57,6 +56,8 @@ def make_optimizer(model, config):
               {"params": [], "lr_mult": 1.0, "weight_decay": 0.0},            # its vectors
               {"params": [], "lr_mult": mult, "weight_decay": 0.0}]           # input, vectors
     for p in model.parameters():
+        if not p.requires_grad:
+            continue
         of_input, matrix = id(p) in inputs, p.dim() >= 2
         number = (0 if matrix else 3) if of_input else (1 if matrix else 2)
         groups[number]["params"].append(p)
@@ -65,8 +66,7 @@ def make_optimizer(model, config):
                              fused=True)
 
 
-@failures_in_one_line
-def train_step(step, forward, model, optimizer, scaler, data, config, place):
+def train_step(step, forward, model, optimizer, scaler, data, config):
     """One step: its batch, forward and backward in micro-batches, clipping, AdamW.
 
     `scaler` scales the loss where gradients are float16, and skips a step in which they overflow.
@@ -77,25 +77,27 @@ def train_step(step, forward, model, optimizer, scaler, data, config, place):
     for group in optimizer.param_groups:
         group["lr"] = lr * group["lr_mult"]
     if config.dropout:  # a function of (seed, step, rank): a resumed run drops the same units
-        torch.manual_seed(hash((config.seed, step, place.rank)))
+        torch.manual_seed(hash((config.seed, step, rank())))
 
     sequences = config.batch_size * config.gradient_accumulation_steps  # in a step, over all ranks
-    mine = sequences // place.world
+    mine = sequences // world_size()
     micro = min(config.batch_size, mine)
-    first = step * sequences + place.rank * mine
-    loss, crc = torch.zeros((), device=place.device), 0
+    first = step * sequences + rank() * mine
+    loss, crc = torch.zeros((), device=model.device), 0
     for i in range(first, first + mine, micro):
         blocks = sequence_blocks(data.blocks("train"), config.seed, i, micro)
         ids = data.read("train", blocks)
         crc += sum(zlib.crc32(row) for row in ids)  # a sum: the same however rows go to ranks
-        x, y = to_device(ids, place.device)
-        with autocast(place.device, config.dtype):
+        x, y = to_device(ids, model.device)
+        with autocast(model.device, config.dtype):
             # scaled so that the ranks' gradients add up to that of the whole batch
             micro_loss = forward(x, y) * (micro / sequences)
         scaler.scale(micro_loss).backward()
         loss += micro_loss.detach()
-    if place.world > 1:
-        for p in model.parameters():
+    for p in model.parameters():
+        if p.requires_grad and p.grad is None:  # no gradient reaches it: it has one of zero
+            p.grad = torch.zeros_like(p)
+        if p.requires_grad and world_size() > 1:
             dist.all_reduce(p.grad)
     scaler.unscale_(optimizer)
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip or math.inf)
@@ -111,150 +113,204 @@ def validation_blocks(data, config):
     return [i * data.blocks("val") // count for i in range(count)]
 
 
-@failures_in_one_line
 @torch.no_grad()
-def validate(forward, data, config, place):
+def validate(forward, data, config, device):
     """Mean loss in nats and bits per byte over a fixed set of validation blocks, dealt to the ranks
     and summed in float64."""
-    mine = validation_blocks(data, config)[place.rank::place.world]
+    mine = validation_blocks(data, config)[rank()::world_size()]
     width = text_bytes(data.tokenizer)
     sums = torch.zeros(3, dtype=torch.float64)  # nats, tokens, bytes
     forward.eval()
     for i in range(0, len(mine), config.batch_size):
         rows = data.read("val", mine[i:i + config.batch_size])
         missing = config.batch_size - len(rows)  # padded: one shape, compiled once
-        x, y = to_device(np.pad(rows, ((0, missing), (0, 0))), place.device)
+        x, y = to_device(np.pad(rows, ((0, missing), (0, 0))), device)
         y = y.clone()  # inputs and targets share their memory
         y[len(rows):] = -100  # which the loss ignores
-        with autocast(place.device, config.dtype):
-            loss = forward(x, y)
+        with autocast(device, config.dtype):
+            mean = forward(x, y)
         tokens = len(rows) * config.block_size
-        nats, size = loss.item() * tokens, width[rows[:, 1:]].sum()
+        nats, size = mean.item() * tokens, width[rows[:, 1:]].sum()
         sums += torch.tensor([nats, tokens, size], dtype=torch.float64)
     forward.train()
-    nats, tokens, size = place.sum(sums).tolist()
+    nats, tokens, size = sum_ranks(sums).tolist()
     return nats / tokens, nats / math.log(2) / size
 
 
+class Progress:
+    """The steps since the last line of the log: their time and gradient norms, which stay on the
+    device until then."""
+
+    def __init__(self, folder, model, scaler, config, step):
+        self.folder, self.scaler, self.config = folder, scaler, config
+        self.tokens = config.batch_size * config.gradient_accumulation_steps * config.block_size
+        self.flops, self.peak = model.flops_per_token(), peak_flops(model.device, world_size())
+        self.start = self.logged_at = time.perf_counter()
+        self.first = self.logged = self.validated = step
+        self.norms, self.clipped = [], 0  # steps clipped since a validation
+
+    def clipped_share(self, step):
+        """The share of steps that were clipped since this was last asked."""
+        clipped, steps = self.clipped, step - self.validated
+        self.clipped, self.validated = 0, step
+        return clipped / max(1, steps)
+
+    def diverged(self, step, what):
+        """The InputError of a run that is of no use any more; the log says it too."""
+        self.folder.log({"step": step, "val_loss": None})
+        return InputError(f"step {step}: {what}; lower learning_rate or raise warmup_steps; "
+                          f"{self.folder.path} keeps the last good state")
+
+    def refuse_non_finite(self):
+        """InputError if a gradient norm since the last line is not finite. With float16, whose
+        scaler skips such a step and halves its scale, only if that does not help."""
+        if not self.norms or self.scaler.is_enabled() and self.scaler.get_scale() >= 1:
+            return
+        finite = torch.stack(self.norms).isfinite().tolist()
+        if False in finite:
+            step = self.logged + finite.index(False)
+            size = self.config.batch_size * self.config.gradient_accumulation_steps
+            raise self.diverged(step + 1, "the gradient norm is not finite (sequences "
+                                f"{step * size} to {(step + 1) * size - 1} of the training order)")
+
+    def log_step(self, step, loss, crc):
+        """Log and print the step that was just made, `loss` and `crc` being this rank's."""
+        loss, crc = sum_ranks(torch.tensor([loss.item(), crc], dtype=torch.float64)).tolist()
+        self.refuse_non_finite()
+        self.clipped += sum(norm.item() > self.config.grad_clip > 0 for norm in self.norms)
+        now, lr = time.perf_counter(), learning_rate(step - 1, self.config)
+        seconds = (now - self.logged_at) / (step - self.logged)
+        rate = self.tokens / seconds
+        self.folder.log({"step": step, "loss": loss, "grad_norm": self.norms[-1].item(), "lr": lr,
+                         "ms": seconds * 1e3, "tokens_per_s": rate, "batch_crc": int(crc)})
+        line = (f"step {step}/{self.config.max_steps} | loss {loss:.4f} | lr {lr:.2e} | "
+                f"{seconds * 1e3:.0f} ms | {rate:,.0f} tokens/s")
+        if self.peak:
+            line += f" | MFU {100 * rate * self.flops / self.peak:.1f} %"
+        if self.logged == self.first:  # the first step compiles, and it alone does
+            self.start, self.first_logged = now, step
+        else:
+            a_step = (now - self.start) / (step - self.first_logged)
+            line += f" | {clock(a_step * (self.config.max_steps - step))} left"
+        if self.logged == self.first + 1:
+            line += slow_step(seconds)
+        print0(line)
+        self.logged_at, self.logged, self.norms = now, step, []
+
+
+def open_data(config):
+    """The prepared data of a config. InputError if its vocabulary is not the one asked for."""
+    data = Data(config.dataset, config.block_size)
+    if config.vocab_size not in (0, data.tokenizer.vocab_size):
+        raise InputError(f"{data.folder} has a vocabulary of {data.tokenizer.vocab_size:,}, "
+                         f"vocab_size={config.vocab_size} wants another")
+    return data
+
+
+def describe_run(config, arm, data, model):
+    """What the run is: the first line of its log but for the machine, a dict; it is printed too."""
+    sequences = config.batch_size * config.gradient_accumulation_steps
+    tokens = sequences * config.block_size
+    epochs = config.max_steps * sequences / data.blocks("train")
+    wte, counts = model.transformer.wte, model.num_params()
+    counts["in_use"] = wte.params_in_use(data.tokenizer.vocab_size)
+    print0(f"out/{config.name}: {arm}, {counts['total']:,} parameters ({counts['input']:,} input "
+           f"of which {counts['in_use']:,} in use, {counts['body']:,} body, "
+           f"{counts['head']:,} head), "
+           f"{tokens:,} tokens per step, {epochs:.2f} epochs, {config.dtype} on {model.device}")
+    if hasattr(wte, "pos_dim"):  # what lies beyond P bytes is not seen
+        print0("\n".join(code_lines(data.tokenizer, (config.pos_dim,))))
+    return {"config": asdict(config), "arm": arm, "params": counts, "data": data.sha256,
+            "world_size": world_size(), "tokens_per_step": tokens, "epochs": epochs}
+
+
+def train(config, arm, flags):
+    """The run. Returns None, or the exit status where a signal stopped it."""
+    device = start_ranks(config.device)
+    data = open_data(config)
+    if local_rank() == 0:
+        data.verify()
+    torch.set_float32_matmul_precision("high")  # TF32 for what autocast leaves in float32
+    model = build_model(asdict(config), data.tokenizer).to(device)
+    optimizer = make_optimizer(model, config)
+    scaler = torch.amp.GradScaler(device.type, enabled=config.dtype == "float16")
+    folder = RunFolder(config, arm, data, flags)
+    step = start_step = folder.restore(model, optimizer, scaler)
+    if folder.fresh and config.head_bias == "unigram":
+        model.start_at_unigram(data.train_counts)
+    machine = describe_machine(device, world_size())
+    refuse_differences({"step": step, "fresh": folder.fresh, "data": data.sha256,
+                        "code_hash": machine["code_hash"]} | asdict(config))
+    header = describe_run(config, arm, data, model) | machine
+    folder.begin(header, step)
+    if step == config.max_steps:
+        print0(f"{folder.path} is finished at step {step}; --overwrite starts over")
+    forward = torch.compile(model) if config.compile == "True" else model
+    stop, stopping = StopRequest(), False
+    watch = InputWatch(model, data, validation_blocks(data, config))
+    progress = Progress(folder, model, scaler, config, step)
+
+    def is_due(step):
+        """Whether the state after that many steps is validated and saved; a fresh one is too."""
+        return step == config.max_steps or step % config.eval_interval == 0
+
+    while True:
+        due = is_due(step) and (folder.fresh or step > start_step)
+        if due:
+            val_loss, bits_per_byte = validate(forward, data, config, device)
+            if not val_loss < 700:  # past that the perplexity is no float; NaN is not below either
+                raise progress.diverged(step, f"the validation loss is {val_loss}")
+            folder.log({"step": step, "val_loss": val_loss, "val_ppl": math.exp(val_loss),
+                        "val_bpb": bits_per_byte, "input_norm": input_norm(model),
+                        "input_rms": watch.rms(), "input_speed": watch.update_ratio(),
+                        "clipped": progress.clipped_share(step)})
+            print0(f"step {step}/{config.max_steps} | validation loss {val_loss:.4f} nats, "
+                   f"perplexity {math.exp(val_loss):.2f}, {bits_per_byte:.4f} bits/byte")
+            folder.best = min(folder.best, [val_loss, step])
+            if rank() == 0:
+                loss_picture(folder.records, config.name, folder.file("loss.png"))
+            print0(one_line_sample(model, data.tokenizer))
+        if due or stopping:
+            progress.refuse_non_finite()
+            folder.save(step, model, optimizer, scaler)
+            progress.logged_at = time.perf_counter()
+        if stopping or step == config.max_steps:
+            break
+
+        if is_due(step + 1):
+            watch.remember()
+        loss, norm, crc = train_step(step, forward, model, optimizer, scaler, data, config)
+        progress.norms.append(norm)
+        step += 1
+        stopping = any_rank(stop.received)
+        if step % config.log_interval == 0 or step == 1 or is_due(step):
+            progress.log_step(step, loss, crc)
+
+    if step == config.max_steps and not folder.file("eval.npz").exists():
+        scores = evaluate(model, data, config, header["epochs"])
+        if rank() == 0:
+            save_evaluation(folder.file("eval.npz"), scores)
+    end_ranks()
+    if step < config.max_steps:
+        print0(f"stopped at step {step}, which is saved; the same command again continues")
+        return stop.exit_status()
+
+
 def main():
-    began = time.perf_counter()
     config, arm, flags = compose(sys.argv[1:])
     if flags["help"]:
         print(__doc__ + explain(config))
         return
-    gpus, gpu = flags["dry_run"] or (world_size(), None)
-    check(config, gpus, described(gpu, gpus) if gpu else None)
-    prepared = not flags["dry_run"] or (Path("data") / config.dataset).exists()
-    data = Data(config.dataset, config.block_size) if prepared else None
-    if data and config.vocab_size not in (0, data.tokenizer.vocab_size):
-        raise InputError(f"{data.folder} has a vocabulary of {data.tokenizer.vocab_size:,}, "
-                         f"vocab_size={config.vocab_size} wants another")
     if flags["dry_run"]:
-        return dry_run(config, arm, data, gpus, gpu)
-
-    place = this_place(config.device)
-    model = build_model(asdict(config), data.tokenizer)
-    join_ranks(place)
-    flags["restarted"] = place.agree(is_restart())
-    folder = RunFolder(config, arm, data, place, flags)
-    torch.set_float32_matmul_precision("high")  # TF32 for what autocast leaves in float32
-    model.to(place.device)
-    optimizer = make_optimizer(model, config)
-    scaler = torch.amp.GradScaler(place.device.type, enabled=config.dtype == "float16")
-    step = folder.restore(model, optimizer, scaler)
-    if folder.fresh and config.head_bias == "unigram":
-        model.start_at_unigram(data.train_counts)
-    if is_first_here():  # later starts believe what the first one found in the data
-        data.verify(again=folder.fresh or flags["verify"])
-    machine = describe_machine(place.device, place.world)
-    place.refuse_differences({"step": step, "fresh": folder.fresh, "data": data.sha256,
-                              "code_hash": machine["code_hash"]} | asdict(config))
-    forward = torch.compile(model) if config.compile == "True" else model
-
-    sequences = config.batch_size * config.gradient_accumulation_steps
-    tokens_per_step = sequences * config.block_size
-    epochs = config.max_steps * sequences / data.blocks("train")
-    counts, peak = model.num_params(), place.peak_flops()
-    counts["in_use"] = model.transformer.wte.params_in_use(data.tokenizer.vocab_size)
-    header = {"config": asdict(config), "arm": arm, "params": counts, "data": data.sha256,
-              "world_size": place.world, "tokens_per_step": tokens_per_step, "epochs": epochs}
-    folder.begin(header | machine, step)
-    place.say(f"{folder.path}: {arm}, {counts['total']:,} parameters ({counts['input']:,} input of "
-              f"which {counts['in_use']:,} in use, {counts['body']:,} body, {counts['head']:,} "
-              f"head), {tokens_per_step:,} tokens per step, {epochs:.2f} epochs, {config.dtype} on "
-              f"{place.device}")
-    if hasattr(model.transformer.wte, "pos_dim"):  # what lies beyond P bytes is not seen
-        place.say("\n".join(code_lines(data.tokenizer, (config.pos_dim,))))
-    if step >= config.max_steps:
-        place.say(f"{folder.path} is finished at step {step}; --overwrite starts over")
-    advice = f"lower learning_rate or raise warmup_steps; {folder.path} keeps the last good state"
-    stop = StopRequest()
-    stopping, validation_due = False, folder.fresh  # a fresh run is validated before it learns
-    start = logged_at = time.perf_counter()
-    first = logged = validated = step
-    norms, clipped = [], 0  # gradient norms since the last line, steps clipped since a validation
-    watch = InputWatch(model, data, validation_blocks(data, config), place.device)
-
-    while True:
-        if validation_due:
-            before = time.perf_counter()
-            loss, bits_per_byte = validate(forward, data, config, place)
-            if not loss < 700:  # past that the perplexity is no float; NaN is not below it either
-                folder.log({"step": step, "val_loss": None})  # compare.py says that it diverged
-                raise InputError(f"step {step}: the validation loss is {loss}; {advice}")
-            folder.log({"step": step, "val_loss": loss, "val_ppl": math.exp(loss),
-                        "val_bpb": bits_per_byte, "input_norm": input_norm(model),
-                        "input_rms": watch.rms(), "input_speed": watch.speed(),
-                        "clipped": clipped / max(1, step - validated)})
-            place.say(f"step {step}/{config.max_steps} | validation loss {loss:.4f} nats, "
-                      f"perplexity {math.exp(loss):.2f}, {bits_per_byte:.4f} bits/byte")
-            folder.best = min(folder.best, [loss, step])
-            if place.rank == 0 and not folder.held_back:  # else it is another run's
-                loss_picture(folder.records, config.name, folder.path / "loss.png")
-            place.say(one_line_sample(model, data.tokenizer))
-            folder.save(step, model, optimizer, scaler)
-            validated, clipped = step, 0
-            logged_at += time.perf_counter() - before
-        elif stopping:
-            refuse_non_finite(norms, scaler, logged, config, advice, folder)
-            folder.save(step, model, optimizer, scaler)
-        if stopping or step >= config.max_steps:
-            break
-
-        validation_due = (step + 1) % config.eval_interval == 0 or step + 1 == config.max_steps
-        if validation_due:
-            watch.remember()
-        loss, norm, crc = train_step(step, forward, model, optimizer, scaler, data, config, place)
-        norms.append(norm)
-        step += 1
-
-        stopping = place.agree(bool(stop.received))
-        if step % config.log_interval == 0 or step == 1 or validation_due:
-            sums = torch.tensor([loss.item(), crc], dtype=torch.float64)
-            loss, crc = place.sum(sums).tolist()
-            refuse_non_finite(norms, scaler, logged, config, advice, folder)
-            clipped += sum(n.item() > config.grad_clip > 0 for n in norms)
-            now, lr, norm = time.perf_counter(), learning_rate(step - 1, config), norms[-1].item()
-            seconds = (now - logged_at) / (step - logged)
-            rate = tokens_per_step / seconds
-            folder.log({"step": step, "loss": loss, "grad_norm": norm, "lr": lr,
-                        "ms": seconds * 1e3, "tokens_per_s": rate, "batch_crc": int(crc)})
-            mfu = f" | MFU {100 * rate * model.flops_per_token() / peak:.1f} %" if peak else ""
-            left = clock((now - start) / (step - first) * (config.max_steps - step))
-            said = slow_step(seconds) if logged == first + 1 else ""
-            if step == first + 1:
-                said = f" | first step {now - began:.1f} s after the start"
-            place.say(f"step {step}/{config.max_steps} | loss {loss:.4f} | lr {lr:.2e} | "
-                      f"{seconds * 1e3:.0f} ms | {rate:,.0f} tokens/s{mfu} | {left} left{said}")
-            logged_at, logged, norms = now, step, []
-    if step >= config.max_steps and not (folder.path / "eval.npz").exists():
-        scores = failures_in_one_line(evaluate)(model, data, config, place, epochs)
-        if place.rank == 0:
-            save_evaluation(folder.path / "eval.npz", scores)
-    leave_ranks()
-    if step < config.max_steps:
-        place.say(f"stopped at step {step}, which is saved; the same command again continues")
-        return stop.exit_status()
+        count, name = flags["dry_run"]
+        check(config, count, described(name, count))
+        data = open_data(config) if (Path("data") / config.dataset).exists() else None
+        return dry_run(config, arm, data, count, name)
+    check(config, world_size())
+    try:
+        return train(config, arm, flags)
+    except RuntimeError as error:
+        raise in_one_line(error, config) from None
 
 
 if __name__ == "__main__":

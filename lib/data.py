@@ -1,25 +1,23 @@
 """Tokens on disk -> batches. Batch s is a pure function of (data, seed, s): there is no loader
 state, and every arm sees the same batches."""
-import contextlib
 import functools
 import hashlib
 import json
-import os
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from lib import tokenizer
-from lib.errors import InputError, write_atomic
+from lib.errors import InputError
 
 
 class Data:
     """data/NAME as prepare.py left it, read block by block.
 
     Block i of a split is tokens i*T .. (i+1)*T inclusive: T inputs and, shifted by one, T targets.
-    The files stay open: what is read is what `verify` checked, also if the folder is renamed or
-    replaced meanwhile. InputError if anything is amiss.
+    The files stay open: a run goes on reading them if the folder is replaced meanwhile. InputError
+    if anything is amiss.
     """
 
     def __init__(self, name, block_size):
@@ -43,22 +41,6 @@ class Data:
             raise InputError(f"{self.folder}/meta.json is damaged "
                              f"({type(error).__name__}: {error}); prepare the data again") from None
         self.files = {split: self.open(split, size) for split, size in sizes.items()}
-        self.opened = self.fingerprints()
-
-    def verify(self, again=True):
-        """InputError unless the files have the hashes of meta.json and ids of the vocabulary.
-
-        What was found is remembered beside the files, in verified.json, with their sizes, times and
-        inodes; where that still fits it is believed, unless `again`.
-        """
-        path = self.folder / "verified.json"
-        if not again and was_verified(path, self.opened):
-            return
-        self.check_contents()
-        text = json.dumps(self.opened)
-        # a folder that cannot be written, or another process that writes the same
-        with contextlib.suppress(OSError):
-            write_atomic(path, lambda file: file.write(text.encode()))
 
     def open(self, split, size):
         """A split's file, open. InputError unless it is as long as `size` and has a block."""
@@ -70,19 +52,13 @@ class Data:
                              "prepare the data again")
         if self.tokens[split] <= self.block_size:
             raise InputError(f"{path} has {self.tokens[split]:,} tokens, a block needs "
-                             f"{self.block_size + 1:,} (block_size + 1)")
+                             f"{self.block_size + 1:,}: --block_size={self.tokens[split] - 1} or "
+                             "less fits")
         return open(path, "rb")
 
-    def fingerprints(self):
-        """{split: what tells whether its file is still as it was when it was hashed}."""
-        found = {}
-        for split, file in self.files.items():
-            stat = os.fstat(file.fileno())
-            found[split] = [stat.st_size, stat.st_mtime_ns, stat.st_ino, self.sha256[split]]
-        return found
-
-    def check_contents(self):
-        """Read all of it: the hashes, and that no id is beyond the vocabulary."""
+    def verify(self):
+        """Read all of it. InputError unless the files have the hashes of meta.json and hold ids of
+        the vocabulary only."""
         for split, file in self.files.items():
             file.seek(0)
             if hashlib.file_digest(file, "sha256").hexdigest() != self.sha256[split]:
@@ -94,10 +70,7 @@ class Data:
 
     def map(self, split):
         """The split's tokens as a memory map; made anew each time, so that pages read do not pile
-        up in this process. InputError if the file was written to since it was opened."""
-        if self.fingerprints() != self.opened:
-            raise InputError(f"{self.folder} was written to while it was read; prepare the data "
-                             "again")
+        up in this process."""
         return np.memmap(self.files[split], self.dtype, mode="r")
 
     @functools.cached_property
@@ -113,17 +86,9 @@ class Data:
         return (self.tokens[split] - 1) // self.block_size
 
     def read(self, split, blocks):
-        """Block numbers -> (len(blocks), T + 1) array of token ids. InputError as `map`."""
+        """Block numbers -> (len(blocks), T + 1) array of token ids."""
         tokens, T = self.map(split), self.block_size
         return np.stack([tokens[i * T:(i + 1) * T + 1] for i in blocks])
-
-
-def was_verified(path, seen):
-    """Whether verified.json says that these very files were checked before."""
-    try:
-        return json.loads(path.read_bytes()) == seen
-    except (OSError, ValueError):
-        return False
 
 
 @functools.lru_cache(maxsize=2)

@@ -1,5 +1,5 @@
-"""What a run says of itself besides its loss: the input's size and speed at each validation, and
-the whole validation split, scored at the last step: eval.npz, a few kB that say where the
+"""What a run measures besides its loss: the scale of its input and the update ratio at each
+validation, and at the last step the whole validation split: eval.npz, a few kB that say where the
 loss is. compare.py draws documents from it, probe.py tokens reads its groups.
 
     doc_nats, doc_tokens, doc_bytes (N,)   of each document (of neighbouring ones, past 5,000)
@@ -19,7 +19,7 @@ import torch
 from lib import tokenizer
 from lib.errors import write_atomic
 from lib.data import text_bytes, to_device
-from lib.distributed import autocast
+from lib.distributed import autocast, rank, sum_ranks, world_size
 
 MOST_DOCUMENTS = 5_000
 
@@ -39,11 +39,11 @@ class InputWatch:
     """How large the input's vectors are and how far a step moves them, measured, not derived:
     over the tokens of some validation blocks, each as often as it stands there."""
 
-    def __init__(self, model, data, blocks, device):
+    def __init__(self, model, data, blocks):
         ids = data.read("val", blocks)[:, :-1]
         distinct, count = np.unique(ids, return_counts=True)
-        self.ids = torch.from_numpy(distinct.astype(np.int64)).to(device)
-        self.share = torch.from_numpy(count / ids.size).float().to(device)
+        self.ids = torch.from_numpy(distinct.astype(np.int64)).to(model.device)
+        self.share = torch.from_numpy(count / ids.size).float().to(model.device)
         self.embed, self.before = torch.no_grad()(model.embed), None
 
     def weighted_rms(self, vectors):
@@ -58,7 +58,7 @@ class InputWatch:
         """Keep the vectors as they are before a step."""
         self.before = self.embed(self.ids)
 
-    def speed(self):
+    def update_ratio(self):
         """rms(delta e) / rms(e) since `remember`; None where nothing was remembered."""
         if self.before is None:
             return None
@@ -68,7 +68,7 @@ class InputWatch:
 
 
 @torch.no_grad()
-def score_validation(model, data, config, place):
+def score_validation(model, data, config):
     """Nats of every token of the validation split but the first, given what stands before it in its
     block: (nats (n,), tokens (n + 1,)). Blocks are dealt to the ranks; all get the whole."""
     tokens, T = np.array(data.map("val")), config.block_size
@@ -77,19 +77,19 @@ def score_validation(model, data, config, place):
     starts = [*range(0, n - T + 1, T)]
     starts += [n - T] if n % T else []
     nats = torch.zeros(n, dtype=torch.float64)
-    mine = starts[place.rank::place.world]
+    mine = starts[rank()::world_size()]
     together = max(config.batch_size, 4096 // T)
     model.eval()
     for i in range(0, len(mine), together):
         some = mine[i:i + together]
-        x, y = to_device(np.stack([tokens[s:s + T + 1] for s in some]), place.device)
-        with autocast(place.device, config.dtype):
+        x, y = to_device(np.stack([tokens[s:s + T + 1] for s in some]), model.device)
+        with autocast(model.device, config.dtype):
             scored = model(x, y, per_token=True).cpu().double()  # (B, T)
         for start, row in zip(some, scored):
             first = start if start % T == 0 else n - n % T
             nats[first:start + T] = row[first - start:]
     model.train()
-    return place.sum(nats).numpy(), tokens
+    return sum_ranks(nats).numpy(), tokens
 
 
 def groups(of_token, nats, count):
@@ -108,9 +108,9 @@ def by_document(tokens, eot, nats, size):
             np.bincount(document, size[tokens[1:]]).astype(np.int64))
 
 
-def evaluate(model, data, config, place, epochs):
+def evaluate(model, data, config, epochs):
     """Score the validation split; returns the arrays of eval.npz (see above)."""
-    nats, tokens = score_validation(model, data, config, place)
+    nats, tokens = score_validation(model, data, config)
     tok = data.tokenizer
     raw, V = tokenizer.token_bytes(tok), tok.vocab_size
     given = tokens[:-1]  # the input token that stood before each scored one
@@ -119,13 +119,12 @@ def evaluate(model, data, config, place, epochs):
 
     seen = np.round(data.train_counts * epochs).astype(np.int64)
     seen_bin = np.where(seen > 0, np.floor(np.log2(np.maximum(seen, 1))) + 1, 0).astype(int)
-    length = np.array([len(spelled) for spelled in raw])
-    scripts = [tokenizer.script_of(spelled.decode(errors="replace")) for spelled in raw]
+    length = np.array([len(token) for token in raw])
+    scripts = [tokenizer.script_of(token.decode(errors="replace")) for token in raw]
     names = sorted(set(scripts))
     script = np.array([names.index(name) for name in scripts])
-    holders = Counter(spelled[:config.pos_dim] for spelled in raw)
-    shared = np.array([int(spelled != b"" and holders[spelled[:config.pos_dim]] > 1)
-                       for spelled in raw])
+    holders = Counter(token[:config.pos_dim] for token in raw)
+    shared = np.array([int(token != b"" and holders[token[:config.pos_dim]] > 1) for token in raw])
 
     found = {"script_names": np.array(names)}
     found["doc_nats"], found["doc_tokens"], found["doc_bytes"] = by_document(

@@ -1,9 +1,31 @@
-"""A model -> the next tokens: a KV cache, and how the next one is chosen."""
+"""A prompt -> ids -> the next tokens: forced words, a KV cache, sampling."""
 import math
 
+import regex  # tiktoken's; its \w, unlike re's, has the vowel signs of Devanagari
 import torch
 
 from lib.errors import InputError
+
+
+def cut_out(word, prompt):
+    """A word that is to be one token -> (its text in the prompt, "" if it is not there; the pieces
+    of the prompt around it). Whole words, case counts; the space before a word belongs to it, as in
+    GPT-2's tokens, and is in the text if the word has one anywhere."""
+    whole = regex.compile(rf" ?(?<!\w){regex.escape(word)}(?!\w)")
+    return max(whole.findall(prompt), key=len, default=""), whole.split(prompt)
+
+
+def prompt_ids(model, tok, prompt, oov=None):
+    """Prompt -> (1, T) ids; an empty one begins a document. With `oov`, a model that reads bytes
+    reads that word as one free slot with its bytes, which a coded head can also say."""
+    text, pieces = "", [prompt]
+    if oov and model.transformer.wte.reads_bytes:
+        text, pieces = cut_out(oov, prompt)
+    model.slot = model.set_bytes(text.encode()) if text else None  # forgets the last prompt's word
+    ids = tok.encode(pieces[0])
+    for piece in pieces[1:]:
+        ids += [model.slot, *tok.encode(piece)]
+    return torch.tensor([ids or [tok.eot]], device=model.device)
 
 
 class KVCache:
@@ -32,8 +54,8 @@ def generate(model, ids, max_new_tokens, temperature=1.0, top_k=None, top_p=None
     times. temperature 0 is greedy.
 
     Past block_size the window slides: the older half of the context is dropped and the rest is
-    read anew, so that a token costs the same on average however long the text. The text does
-    not depend on `use_cache`, only its cost does.
+    computed again, so that a token costs the same on average however long the text. `use_cache`
+    changes the cost and not the text.
     """
     cache, head = None, model.head_rows()
     sayable = model.config.vocab_size if model.head_code is None else len(head[0])
@@ -54,18 +76,17 @@ def generate(model, ids, max_new_tokens, temperature=1.0, top_k=None, top_p=None
 
 @torch.no_grad()
 def refuse_context(model, name):
-    """InputError if the hidden states of some tokens are others with a cache, which gives them one
-    at a time: then the input reads more than each token's own id, and what the model says here is
-    not what it learned."""
+    """InputError if a model's hidden states change when its tokens come one at a time: then its
+    input reads more than each token's own id, and with a KV cache it would not say what it learned.
+    """
     ids = torch.arange(min(8, model.config.block_size), device=model.device).unsqueeze(0)
     ids = ids % model.config.vocab_size
     whole = model.hidden(ids)
     cache = KVCache(model.config, 1, ids.device, whole.dtype)
     parts = torch.cat([model.hidden(one, cache) for one in ids.split(1, dim=1)], dim=1)
     if not torch.allclose(whole, parts, rtol=1e-2, atol=1e-2):
-        raise InputError(f"{name}: its input reads more than each token's own id, so a token that "
-                         "is sampled alone is not what it was in training; an arm's forward may "
-                         "depend on the id alone")
+        raise InputError(f"{name}: its input reads more than each token's own id, which cannot be "
+                         "sampled a token at a time; an arm's forward may depend on the id alone")
 
 
 def choose(logits, temperature, top_k, top_p, generator):

@@ -2,9 +2,6 @@
 import math
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.transforms import Bbox
 
 from lib.errors import write_atomic
 
@@ -18,6 +15,7 @@ ARMS = {
     "bpe_untied_default": ("#A87400", "s", ":"),
     "bpe_untied_usual": ("#F5C76B", "s", "-."),
     "bpe_untied_unit": ("#56B4E9", "D", "-."),
+    "bpe_untied_fast": ("#C98500", "s", "-"),
     "bpe_untied_lr": ("#009E73", "^", ":"),
     "lowrank": ("#5B3A99", "p", "-"),
     "lowrank_tied": ("#B39DDB", "p", "-."),
@@ -62,8 +60,11 @@ def look(arm):
 # ---- pictures out ------------------------------------------------------------------------------
 
 def panels(count, width, height=4.4):
-    """A figure with `count` axes side by side, and the list of them."""
-    figure = Figure(figsize=(width * count, height), layout="constrained")
+    """A figure with `count` axes side by side, and the list of them. Text in it is text: a run that
+    is called $x$ is no formula."""
+    import matplotlib.figure  # takes a third of a second, which --help need not wait for
+    matplotlib.rcParams["text.parse_math"] = False
+    figure = matplotlib.figure.Figure(figsize=(width * count, height), layout="constrained")
     axes = figure.subplots(1, count, squeeze=False)[0]
     for ax in axes:
         ax.grid(alpha=0.3)
@@ -135,41 +136,26 @@ def loss_picture(records, title, path):
     figure = draw_loss(records, title)
     write_atomic(path, lambda file: figure.savefig(file, format="png", dpi=120))
 
-FAMILY_LOOKS = {"learned": "bpe_untied"}  # a family is a code; it looks like the arm of its name
 
 MOST_CURVES = 10  # arms; past that a picture of curves shows those of the planned contrasts
 
 
-# where a name may stand: right or left of its point, so many points above it
-PLACES = [(side, height) for height in (0, 6, -6, 12, -12, 18, -18) for side in (1, -1)]
+def comparison_picture(tables, baseline, planned):
+    """Validation loss, and the gap to the baseline, against tokens.
 
-
-def comparison_picture(horizons, baseline, planned):
-    """Four panels, or three without eval.npz.
-
-    `horizons`: lists of runs by {arm: {seed: run}}, the main one first, runs having "loss" and
-    "eval"; `planned`: arms that are shown where there are too many.
+    `tables`: one a horizon (lib/results.py), the main one first; `planned`: arms that are shown
+    where there are too many.
     """
-    arms = horizons[0]
+    arms = list(dict.fromkeys(tables[0]["arm"]))
     shown = [arm for arm in arms if len(arms) <= MOST_CURVES or arm in (*planned, baseline)]
-    scored = [r for by_seed in arms.values() for r in by_seed.values()]
-    counted = all(r["eval"] is not None and "seen_nats" in r["eval"] for r in scored)
-    figure = Figure(figsize=(14, 11), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(2, 2).ravel()
-    for ax in axes:
-        ax.grid(alpha=0.3)
-        ax.set_axisbelow(True)
-    losses, gaps, frontier, counts = axes
-    draw_losses(losses, arms, shown)
-    draw_gaps(gaps, horizons, shown, baseline)
-    if counted:
-        draw_counts(counts, arms, shown, baseline)
-    else:
-        counts.axis("off")
-    handles, labels = losses.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=6, fontsize=9)
-    draw_frontier(frontier, arms)
+    figure, (losses, gaps) = panels(2, 7, 6)
+    draw_losses(losses, tables[0], shown)
+    draw_gaps(gaps, tables, shown, baseline)
+    for ax in (losses, gaps):
+        ax.set_xlabel("training tokens")
+        ax.xaxis.set_major_formatter(lambda x, _: short(x))
+    figure.legend(*losses.get_legend_handles_labels(), loc="outside lower center", ncols=6,
+                  fontsize=9)
     return figure
 
 
@@ -181,128 +167,63 @@ def short(number):
     return f"{number:g}"
 
 
-def token_curve(run):
-    """{tokens seen: validation loss} of a run, but for step 0."""
-    per_step = run["header"].get("tokens_per_step", 1)
-    return {v["step"] * per_step: v["val_loss"] for v in run["vals"] if v["step"]}
+def token_curves(table, arm):
+    """{seed: {tokens seen: validation loss}} of an arm's runs, but for step 0."""
+    curves = {}
+    for run in table.loc[table["arm"] == arm, "run"]:
+        per_step = run["header"].get("tokens_per_step", 1)
+        curve = {v["step"] * per_step: v["val_loss"] for v in run["vals"] if v["step"]}
+        curves[run["header"]["config"]["seed"]] = curve
+    return curves
 
 
-def draw_losses(ax, arms, shown):
-    """Validation loss against tokens."""
+def draw_losses(ax, table, shown):
+    """Validation loss against tokens; the axis leaves out the first quarter's fall."""
     finals, late = [], []
     for arm in shown:
-        curves = {seed: token_curve(run) for seed, run in arms[arm].items()}
+        curves = token_curves(table, arm)
         draw_curves(ax, arm, curves)
         for curve in curves.values():
-            finals.append(list(curve.values())[-1])
+            finals.append(curve[max(curve)])
             late += [loss for tokens, loss in curve.items() if tokens >= max(curve) / 4]
-    ax.set(ylim=(min(finals) - 0.05, max(late) + 0.05), xlabel="training tokens",
-           ylabel="validation loss (nats per token)", title="Validation loss")
-    ax.xaxis.set_major_formatter(lambda x, _: short(x))
+    ax.set(ylim=(min(finals) - 0.05, max(late) + 0.05), title="Validation loss",
+           ylabel="validation loss (nats per token)")
 
 
-def draw_gaps(ax, horizons, shown, baseline):
+def draw_gaps(ax, tables, shown, baseline):
     """Gap to the baseline against tokens, of each horizon; its end, after a cosine of its own, is a
     large marker, and a thick line joins the ends of an arm, over seeds that all its horizons
     have."""
     for arm in shown:
-        style, ends = look(arm), {}
-        both = [arms.get(arm, {}).keys() & arms.get(baseline, {}).keys() for arms in horizons]
-        common = set.intersection(*(set(seeds) for seeds in both if seeds)) if any(both) else set()
-        for arms, seeds in zip(horizons, both):
-            curves = {}
-            for seed in seeds:
-                ours, theirs = token_curve(arms[arm][seed]), token_curve(arms[baseline][seed])
-                curves[seed] = {t: loss - theirs[t] for t, loss in ours.items() if t in theirs}
+        both = [(token_curves(table, arm), token_curves(table, baseline)) for table in tables]
+        seeds = [ours.keys() & theirs.keys() for ours, theirs in both]
+        common = set.intersection(*map(set, filter(None, seeds))) if any(seeds) else set()
+        ends = {}
+        for table, (ours, theirs), paired in zip(tables, both, seeds):
+            curves = {seed: {t: loss - theirs[seed][t] for t, loss in ours[seed].items()
+                             if t in theirs[seed]} for seed in paired}
             draw_curves(ax, arm, curves, thin=True)
-            if seeds and common:
-                final = [arms[arm][s]["loss"] - arms[baseline][s]["loss"] for s in common]
-                ends[max(token_curve(arms[arm][min(common)]))] = np.mean(final)
+            if paired and common:
+                final = table.set_index(["arm", "seed"])["loss"]
+                gaps = [final[arm, seed] - final[baseline, seed] for seed in common]
+                ends[max(ours[min(common)])] = np.mean(gaps)
         if ends:
             tokens = sorted(ends)
-            ax.plot(tokens, [ends[t] for t in tokens], ms=9, lw=2.4, zorder=3, **style)
-    ax.set(xlabel="training tokens", ylabel=f"loss - loss of {baseline} (nats)",
+            ax.plot(tokens, [ends[t] for t in tokens], ms=9, lw=2.4, zorder=3, **look(arm))
+    ax.set(ylabel=f"loss - loss of {baseline} (nats)",
            title="Gap at the same tokens; large: each run's end")
-    ax.xaxis.set_major_formatter(lambda x, _: short(x))
 
 
-def draw_frontier(ax, arms):
-    """Final loss against trained input parameters in use, a colour and a marker a family, bars from
-    the lowest to the highest seed; hollow: no V-sized table of its own at the head."""
-    families, names = {}, []
-    for arm, by_seed in arms.items():
-        header = next(iter(by_seed.values()))["header"]
-        config, params = header["config"], header["params"]
-        x = params.get("in_use", params.get("input", 0))
-        losses = [run["loss"] for run in by_seed.values()]
-        style = look(FAMILY_LOOKS.get(config["code"], config["code"])) | {"ls": "none"}
-        fill = style["color"] if config["head"] == "table" else "none"
-        loss = np.mean(losses)
-        bar = [[loss - min(losses)], [max(losses) - loss]] if len(losses) > 1 else None
-        ax.errorbar(x, loss, bar, ms=8, capsize=2, mfc=fill, **style)
-        names.append((loss, x, arm))
-        if config["head"] == "table":
-            lowest = families.setdefault(style["color"], {})
-            lowest[x] = min(loss, lowest.get(x, math.inf))
-    for colour, lowest in families.items():
-        ax.plot(*zip(*sorted(lowest.items())), lw=0.8, alpha=0.6, color=colour)
-    ax.set_xscale("symlog", linthresh=1e4)
-    ax.set_xlim(-2e3, 8 * max(x for _, x, _ in names) + 1e4)  # room for names
-    ax.xaxis.set_major_formatter(lambda x, _: short(x))
-    ax.set(xlabel="trained input parameters in use (logarithmic past 10k)",
-           ylabel="validation loss (nats per token)",
-           title="Frontier: a colour a family; hollow: no table of its own at the head")
-    name_points(ax, names)
-
-
-def name_points(ax, names):
-    """Write names beside points [(y, x, name)]: each at the place around its point that covers
-    least of the other points and of the names before it."""
-    ax.figure.canvas.draw()  # lays the axes out, so that places on the page are known
-    renderer = ax.figure.canvas.get_renderer()
-    marks = [Bbox.from_bounds(*(ax.transData.transform((x, y)) - 5), 10, 10) for y, x, _ in names]
-    written = []
-    for y, x, name in sorted(names):
-        text = ax.annotate(name, (x, y), (0, 0), textcoords="offset points", fontsize=7,
-                           va="center")
-        tries = []
-        for i, (side, height) in enumerate(PLACES):
-            text.set(position=(7 * side, height), ha="left" if side > 0 else "right")
-            box = text.get_window_extent(renderer)
-            covered = sum(overlap(box, other) for other in marks + written)
-            tries.append((covered, i))
-        side, height = PLACES[min(tries)[1]]
-        text.set(position=(7 * side, height), ha="left" if side > 0 else "right")
-        written.append(text.get_window_extent(renderer))
-
-
-def overlap(a, b):
-    """The area that two boxes on the page share."""
-    width = min(a.x1, b.x1) - max(a.x0, b.x0)
-    height = min(a.y1, b.y1) - max(a.y0, b.y0)
-    return max(width, 0) * max(height, 0)
-
-
-def draw_counts(ax, arms, shown, baseline):
-    """Gap to the baseline by how often training is expected to have seen the current input token,
-    mean over seeds with a band; grey: the share of validation tokens."""
-    common = next(iter(arms[baseline].values()))["eval"]["seen_tokens"]
-    bins = np.flatnonzero(common)
-    share = common[bins] / common.sum()
-    twin = ax.twinx()
-    twin.bar(bins, 100 * share, color="0.85", width=0.8)
-    twin.set_ylabel("share of validation tokens (%), grey bars")
-    twin.set_ylim(0, 300 * share.max())  # bars stay in the lower third
-    ax.set_zorder(twin.get_zorder() + 1)
-    ax.patch.set_visible(False)
-    for arm in shown:
-        curves = {}
-        for seed in arms[arm].keys() & arms[baseline].keys():
-            ours, theirs = arms[arm][seed]["eval"], arms[baseline][seed]["eval"]
-            gap = (ours["seen_nats"][bins] - theirs["seen_nats"][bins]) / common[bins]
-            curves[seed] = dict(zip(bins, gap))
-        draw_curves(ax, arm, curves)
-    labels = ["never" if k == 0 else f"{2 ** (k - 1):,}" for k in bins]
-    ax.set_xticks(bins, labels, rotation=45, ha="right", fontsize=8)
-    ax.set(xlabel="times that training saw the current input token (expected), from",
-           ylabel=f"loss - loss of {baseline} (nats)", title="Where the gap is")
+def values_picture(table, key, values):
+    """Final loss against the values of one key: a thin line for each seed, the mean a thick one."""
+    figure, (ax,) = panels(1, 7)
+    places = range(len(values))
+    for seed, group in table.groupby("seed"):
+        at = [values.index(run["by"]) for run in group["run"]]
+        ax.plot(at, group["loss"], ".-", color="0.7", lw=0.8)
+    means = table.groupby("arm", sort=False)["loss"].mean()
+    ax.plot(places, means, "o-", color="C0", label="mean over seeds")
+    ax.set_xticks(places, [str(value) for value in values])
+    ax.set(xlabel=key, ylabel="validation loss (nats per token)", title="grey: each seed")
+    ax.legend()
+    return figure

@@ -29,6 +29,7 @@ def git(*args):
                           text=True)
     return done.stdout.strip()
 
+
 DECISIVE = ("codes.py", "rivals.py", "model.py", "train.py", "lib/config.py", "lib/data.py",
             "lib/evaluate.py")
 

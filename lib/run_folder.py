@@ -2,7 +2,6 @@
 
     model, tokenizer, checkpoint = load_model("out/tiny-kron-s1")
 """
-import hashlib
 import json
 import math
 import os
@@ -10,14 +9,17 @@ import pickle
 import shutil
 import sys
 import warnings
+import zipfile
 from dataclasses import asdict, fields
 from pathlib import Path
 
+import filelock
 import torch
 
 from lib import tokenizer
-from lib.config import Config, assign, check_shape, modernise
-from lib.errors import InputError, sync_folder, write_atomic
+from lib.config import Config, assign, modernise
+from lib.distributed import any_rank, is_restart, rank
+from lib.errors import InputError, write_atomic
 from model import GPT, GPTConfig
 
 
@@ -25,35 +27,27 @@ def hold_lock(path, what):
     """Lock the file `path`, made if need be, for as long as the open file that is returned stays
     open: `with hold_lock(...)`, or until the process ends.
 
-    InputError if another process has it: `what` is in use, by whom. Where the system or the file
-    system has no locks: one warning, and none. (Never filelock's soft lock, a file that a killed
-    process leaves behind.)
+    InputError if another process has it: `what` is in use, by whom. Where the file system has no
+    locks: one warning, and none. (Never filelock's soft lock, a file that a killed process leaves
+    behind.)
     """
-    try:
-        from filelock import lock_descriptor
-    except ImportError:  # not there, or older than 3.30
-        lock_descriptor = None
     while True:
         file = open(path, "a+b")
         try:
-            if lock_descriptor is None:
-                raise OSError("filelock 3.30 or later is not installed")
-            taken = lock_descriptor(file.fileno(), blocking=False)
+            taken = filelock.lock_descriptor(file.fileno(), blocking=False)
         except OSError as error:
             print(f"warning: {path} cannot be locked ({error}); nothing keeps a second process "
                   f"from {what}", file=sys.stderr)
             return file
         if not taken:
-            holder = read_holder(file)
-            file.close()
-            raise InputError(f"{what} is in use by {holder}")
-        if is_at(file, path):
-            file.seek(0)
-            file.truncate()
+            with file:
+                raise InputError(f"{what} is in use by {read_holder(file)}")
+        if os.path.exists(path) and os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
+            file.truncate(0)
             file.write(str(os.getpid()).encode())
             file.flush()
             return file
-        file.close()  # its holder deleted it between our opening and our locking it
+        file.close()  # its holder moved it away between our opening and our locking it
 
 
 def read_holder(file):
@@ -65,38 +59,7 @@ def read_holder(file):
         return "another process"
 
 
-def is_at(file, path):
-    """Whether an open file is the one that stands at a path."""
-    try:
-        return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
-    except OSError:
-        return False
-
-
 # ---- a checkpoint ------------------------------------------------------------------------------
-
-def fingerprint(state):
-    """SHA-256 of nested dicts and lists of tensors and plain values: what a checkpoint is checked
-    by when it is read."""
-    digest = hashlib.sha256()
-
-    def add(x):
-        if isinstance(x, dict):
-            for key in sorted(x, key=repr):
-                add(key)
-                add(x[key])
-        elif isinstance(x, (list, tuple)):
-            for item in x:
-                add(item)
-        elif isinstance(x, torch.Tensor):
-            digest.update(f"{x.dtype} {tuple(x.shape)}".encode())
-            digest.update(x.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-        else:
-            digest.update(repr(x).encode())
-        digest.update(b";")
-    add(state)
-    return digest.hexdigest()
-
 
 def save_checkpoint(path, state):
     """Write a checkpoint, a dict of tensors and plain values, whole or not at all.
@@ -105,7 +68,7 @@ def save_checkpoint(path, state):
     """
     def write(file):
         try:
-            torch.save(state | {"sha256": fingerprint(state)}, file)
+            torch.save(state, file)
         except RuntimeError as error:  # torch's way of saying that a write failed
             reason = getattr(error.__context__, "strerror", None) or error
             raise OSError(f"{path} cannot be written ({reason}); "
@@ -117,16 +80,19 @@ def load_checkpoint(run):
     """Read a run's checkpoint: out/RUN, or the file itself. Weights and plain values only; nothing
     in it is executed.
 
-    Returns the dict that `save_checkpoint` was given. InputError if there is none, or if a single
-    bit of it has changed.
+    Returns the dict that `save_checkpoint` was given. InputError if there is none, or if one of its
+    parts does not have the checksum that torch.save stored with it.
     """
     path = os.path.join(run, "ckpt.pt") if os.path.isdir(run) else run
     if not os.path.isfile(path):
         raise InputError(f"{run}: no checkpoint there (train.py writes one to out/RUN/ckpt.pt)")
     try:
+        with zipfile.ZipFile(path) as file:
+            if file.testzip():
+                raise ValueError("a checksum is wrong")
         with warnings.catch_warnings(action="ignore"):
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        intact = checkpoint.pop("sha256") == fingerprint(checkpoint)
+        checkpoint.pop("sha256", None)  # of before: a hash of the whole
     except pickle.UnpicklingError as error:
         unsafe = "it would run code when loaded, it is unsafe and was not loaded"
         why = unsafe if "Unsupported" in str(error) else "damaged"
@@ -135,9 +101,7 @@ def load_checkpoint(run):
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
     except Exception as error:  # the reader raises whatever the damage leads to
         raise InputError(f"{path}: not a checkpoint of this project, or damaged "
-                         f"({type(error).__name__})") from None
-    if not intact:
-        raise InputError(f"{path} is damaged: its content does not have the hash it was saved with")
+                         f"({type(error).__name__}: {str(error)[:100]})") from None
     if isinstance(checkpoint.get("config"), dict):
         checkpoint["config"] = asdict(Config()) | modernise(checkpoint["config"])
     return checkpoint
@@ -148,14 +112,12 @@ def build_model(config, tok, initialise=True):
     tokenizer. InputError if there can be none."""
     keys = {f.name for f in fields(GPTConfig)} & config.keys()
     chosen = {key: config[key] for key in keys} | {"vocab_size": tok.vocab_size}
-    config_of_model = GPTConfig(**chosen)
-    check_shape(config_of_model)
     try:
-        model = GPT(config_of_model, tokenizer.token_bytes(tok), initialise)
-    except ValueError as error:  # what a code's class refuses itself
+        model = GPT(GPTConfig(**chosen), tokenizer.token_bytes(tok), initialise)
+    except ValueError as error:
         raise InputError(str(error)) from None
-    mult = config.get("embed_lr_mult", 1)
-    if mult != 1 and not any(True for _ in model.transformer.wte.parameters()):
+    mult, weights = config.get("embed_lr_mult", 1), model.transformer.wte.parameters()
+    if mult != 1 and not any(p.requires_grad for p in weights):
         raise InputError(f"embed_lr_mult={mult}: this input has no weights (code={config['code']}, "
                          f"lift={config['lift']})")
     return model
@@ -214,49 +176,41 @@ def as_line(record):
 
 # ---- a run's folder ----------------------------------------------------------------------------
 
-# Keys that may change when a run is gone on with: those that touch no number, and those that
-# change the bits alone, for which the command line has to ask.
-FREE = {"wandb_log", "log_interval", "eval_interval"}
-
+# Keys that may change when a run is gone on with: those that touch no number (the data's hash is
+# compared too, so vocab_size is one), and those that change the bits alone, for which the command
+# line has to ask.
+FREE = {"wandb_log", "log_interval", "eval_interval", "vocab_size"}
 BITS = {"device", "dtype", "compile", "batch_size", "gradient_accumulation_steps"}
 
-
 # What is written whole or not at all: a kill may leave a NAME.tmp.
-FILES = ("ckpt.new", "best.pt", "log.jsonl", "log.new", "loss.png", "eval.npz")
+FILES = ("ckpt.pt", "best.pt", "log.jsonl", "loss.png", "eval.npz")
 
 
 class RunFolder:
     """out/NAME of one run: refused if it is another run's or in use, else begun or gone on with.
 
-    Rank 0 alone writes, and nothing before `begin`. A kill may leave two files of passage:
-    ckpt.new, a whole checkpoint that was about to become ckpt.pt, and log.new, the log of a run
-    that was to overwrite the one here and has no checkpoint yet: while it is there, the old run is.
-
-    `fresh`: nothing was there to go on from. `records`: the log so far. flags: `overwrite`,
-    `extend`, `restarted` (torchrun started a rank again after a failure) and `given`, the keys on
-    the command line. InputError for what cannot be gone on with.
+    Rank 0 alone writes, and nothing before `begin`. `fresh`: nothing was there to go on from.
+    `records`: the log so far. flags: `overwrite`, `extend` and `given`, the keys on the command
+    line. InputError for what cannot be gone on with.
     """
 
-    def __init__(self, config, arm, data, place, flags):
-        self.path, self.place, self.config = Path("out") / config.name, place, config
+    def __init__(self, config, arm, data, flags):
+        self.path, self.config = Path("out") / config.name, config
         self.identity = asdict(config) | {"arm": arm, "data": data.sha256}
         self.tokenizer = data.tokenizer
         self.records, self.best, self.wandb = [], [math.inf, 0], None
         self.checkpoint, self.changes, self.lock_file = None, {}, None
-        self.links = True  # whether the file system has hard links, as far as is known
         for folder in (self.path.parent, self.path):
             if folder.exists() and not folder.is_dir():
                 raise InputError(f"{folder} exists and is no folder")
         if self.path.is_dir():
             self.lock()  # before anything is read
-        # started again, it goes on with what its first start made of --overwrite
-        starts_over = flags["overwrite"] and not (flags["restarted"] and self.is_of_this_launch())
-        saved = self.saved()
-        self.held_back = starts_over and saved is not None
-        if saved and not starts_over:
-            self.checkpoint = load_checkpoint(saved)
+        # started again by torchrun, it goes on with what its first start began
+        self.overwrite = flags["overwrite"] and not any_rank(is_restart())
+        if self.file("ckpt.pt").exists() and not self.overwrite:
+            self.checkpoint = load_checkpoint(self.file("ckpt.pt"))
             self.compare_with_checkpoint(flags)
-        elif not starts_over:
+        elif not self.overwrite:
             self.refuse_lost_checkpoint()
         self.fresh = self.checkpoint is None
 
@@ -264,23 +218,9 @@ class RunFolder:
         """The path of a file in the folder."""
         return self.path / name
 
-    def saved(self):
-        """The path of the last checkpoint; None if there is none."""
-        if self.file("ckpt.new").exists() and not self.file("log.new").exists():
-            return self.file("ckpt.new")
-        return self.file("ckpt.pt") if self.file("ckpt.pt").exists() else None
-
-    def is_of_this_launch(self):
-        """Whether the run here was begun by the torchrun that started this process, or one of the
-        same --rdzv_id."""
-        log = self.file("log.jsonl")
-        records = read_log(log)[0] if log.exists() else []
-        return (bool(records) and not self.file("log.new").exists()
-                and records[0].get("launch") == os.environ.get("TORCHELASTIC_RUN_ID"))
-
     def lock(self):
         """Hold the folder until this process ends. InputError if another process holds it."""
-        if self.place.rank == 0 and self.lock_file is None:
+        if rank() == 0 and self.lock_file is None:
             self.lock_file = hold_lock(self.file("lock"), str(self.path))
 
     def compare_with_checkpoint(self, flags):
@@ -356,28 +296,39 @@ class RunFolder:
         other code says so in its log.
         """
         if not self.records or "config" not in self.records[0]:
-            launch = {"launch": os.environ.get("TORCHELASTIC_RUN_ID")}
-            self.records.insert(0, header | launch)
+            self.records.insert(0, header)
         if step < self.config.max_steps and not self.fresh:
             self.note_changes(header, step)
-        if self.place.rank != 0:
+        if rank() != 0:
             return
+        if self.overwrite:
+            self.move_away()
         self.path.mkdir(parents=True, exist_ok=True)
         self.lock()
-        if self.fresh and not self.held_back and self.saved():
+        if self.fresh and self.file("ckpt.pt").exists():
             raise InputError(f"{self.path} was begun by another process in the meantime")
-        self.finish_passage()
-        if step < self.config.max_steps and not self.held_back:
+        for name in FILES:
+            self.file(f"{name}.tmp").unlink(missing_ok=True)
+        if step < self.config.max_steps:
             self.file("eval.npz").unlink(missing_ok=True)  # it is of the last step
         if not self.fresh and self.best[1] == step:
             self.keep_best()
         text = "".join(as_line(record) for record in self.records)
-        write_atomic(self.log_path(), lambda file: file.write(text.encode()))
+        write_atomic(self.file("log.jsonl"), lambda file: file.write(text.encode()))
         if self.config.wandb_log:
             import wandb
             self.wandb = wandb
             wandb.init(project="input-embeddings", name=self.config.name, id=self.config.name,
                        config=asdict(self.config), resume="allow")
+
+    def move_away(self):
+        """Rename the folder, if there is one, to NAME.old, in the place of an older one."""
+        if self.path.exists():
+            old = self.path.with_name(f"{self.path.name}.old")
+            shutil.rmtree(old, ignore_errors=True)
+            self.lock_file.close()  # it is taken anew in the new folder
+            self.lock_file = None
+            os.rename(self.path, old)
 
     def note_changes(self, header, step):
         """Append what is no longer as it was when the run was last gone on with, if anything; the
@@ -399,30 +350,12 @@ class RunFolder:
         if extended:
             first["extended"] = extended
 
-    def finish_passage(self):
-        """Put ckpt.new in its place, or away where log.new says that it never counted; throw away
-        what a kill left half written."""
-        new, log = self.file("ckpt.new"), self.file("log.new")
-        if log.exists():
-            new.unlink(missing_ok=True)
-            log.unlink()
-        elif new.exists():
-            os.replace(new, self.file("ckpt.pt"))
-        self.file("best.new").unlink(missing_ok=True)
-        for name in FILES:
-            self.file(f"{name}.tmp").unlink(missing_ok=True)
-
-    def log_path(self):
-        """The log that is written: of a run that is held back until its first checkpoint, another
-        than that of the run it overwrites."""
-        return self.file("log.new" if self.held_back else "log.jsonl")
-
     def log(self, record):
         """Append a record, a dict with a step, to the log."""
         self.records.append(record)
-        if self.place.rank != 0:
+        if rank() != 0:
             return
-        with open(self.log_path(), "a") as file:
+        with open(self.file("log.jsonl"), "a") as file:
             file.write(as_line(record))
         if self.wandb:
             values = {key: value for key, value in record.items() if key != "step"}
@@ -430,39 +363,27 @@ class RunFolder:
 
     def save(self, step, model, optimizer, scaler):
         """Write ckpt.pt, and best.pt if this is the lowest validation loss so far."""
-        if self.place.rank != 0:
+        if rank() != 0:
             return
-        new = self.file("ckpt.new")
-        save_checkpoint(new, {
+        save_checkpoint(self.file("ckpt.pt"), {
             "model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step,
             "scaler": scaler.state_dict(), "best": self.best, "tokenizer": self.tokenizer.state,
             "config": self.identity})
-        if self.held_back:  # with this rename the old run is gone
-            os.replace(self.file("log.new"), self.file("log.jsonl"))
-            self.file("eval.npz").unlink(missing_ok=True)
-            self.held_back = False
-        os.replace(new, self.file("ckpt.pt"))
-        sync_folder(self.path)
         if self.best[1] == step:
             self.keep_best()
 
     def keep_best(self):
         """Make best.pt a second name of ckpt.pt, which costs no disk; a copy where the file system
         has no hard links."""
-        ckpt, new, best = self.file("ckpt.pt"), self.file("best.new"), self.file("best.pt")
-        if best.exists() and best.samefile(ckpt):
-            return
+        ckpt, best = self.file("ckpt.pt"), self.file("best.pt")
+        temporary = self.file("best.pt.tmp")
         try:
-            new.unlink(missing_ok=True)
-            os.link(ckpt, new)
-            os.replace(new, best)
-        except OSError as error:
-            if self.links:
-                self.place.say(f"note: no hard link of {ckpt} ({error.strerror}); best.pt is a "
-                               "copy, which takes disk")
-            self.links = False
-            with open(ckpt, "rb") as source:
-                write_atomic(best, lambda file: shutil.copyfileobj(source, file))
+            temporary.unlink(missing_ok=True)
+            os.link(ckpt, temporary)
+        except OSError:
+            shutil.copyfile(ckpt, temporary)
+        os.replace(temporary, best)
+        temporary.unlink(missing_ok=True)  # rename leaves it where both were one file already
 
 
 def restore_optimizer(optimizer, saved, step):

@@ -1,60 +1,50 @@
-"""Numbers over seeds, documents and pairs -> means, intervals and p-values."""
+"""Numbers over seeds, documents and pairs -> means, intervals and p-values, on scipy.stats."""
 import math
 import statistics
-from functools import lru_cache
 
 import numpy as np
+import scipy  # loads scipy.stats, which takes a second, where it is first used
+
+DRAWS = 10_000  # of a bootstrap
 
 
 # ---- over seeds --------------------------------------------------------------------------------
 
-@lru_cache
-def student_mass(degrees):
-    """Student's distribution as a fine sum: with x = sqrt(degrees) tan(a) its density becomes
-    cos(a)^(degrees - 1). Edges a (n,) from 0 to pi/2 and P(|T| < x) at each, (n,)."""
-    edges = np.linspace(0, math.pi / 2, 1_000_001)
-    density = np.cos((edges[1:] + edges[:-1]) / 2) ** (degrees - 1)
-    mass = np.concatenate([[0], np.cumsum(density)])
-    return edges, mass / mass[-1]
-
-
-def student_quantile(degrees, level=0.95):
-    """t with P(|T| < t) = level for Student's T; 12.706, 4.303, 3.182 for 1, 2, 3 degrees of
-    freedom."""
-    edges, mass = student_mass(degrees)
-    return math.sqrt(degrees) * math.tan(np.interp(level, mass, edges))
-
-
-def student_p(t, degrees):
-    """P(|T| > |t|) for Student's T, to about 1e-6: the two-sided p-value of a t statistic."""
-    edges, mass = student_mass(degrees)
-    return float(1 - np.interp(math.atan(abs(t) / math.sqrt(degrees)), edges, mass))
+def student_interval(mean, error, degrees):
+    """95 % interval of a mean with its standard error, and the two-sided p-value of 0:
+    ([low, high], p)."""
+    half = float(scipy.stats.t.ppf(0.975, degrees)) * error
+    p = 2 * float(scipy.stats.t.sf(abs(mean) / error, degrees)) if error else float(mean == 0)
+    return [mean - half, mean + half], p
 
 
 def summary(values):
     """Numbers, one per seed -> {"mean", "sd", "n", "interval"}; sample sd and 95 % Student
     interval are None for one seed."""
-    values = list(values)
+    values = [float(value) for value in values]
     n, mean = len(values), statistics.fmean(values)
     if n == 1:
         return {"mean": mean, "sd": None, "n": n, "interval": None}
     sd = statistics.stdev(values)
-    half = student_quantile(n - 1) * sd / math.sqrt(n)
-    return {"mean": mean, "sd": sd, "n": n, "interval": [mean - half, mean + half]}
+    interval, _ = student_interval(mean, sd / math.sqrt(n), n - 1)
+    return {"mean": mean, "sd": sd, "n": n, "interval": interval}
 
 
 def spread(values):
     """One value per seed (n,) -> {"mean", "sd", "per_seed"}; the sample standard deviation is None
     for one seed."""
-    sd = float(np.std(values, ddof=1)) if len(values) > 1 else None
-    return {"mean": float(np.mean(values)), "sd": sd, "per_seed": [float(x) for x in values]}
+    numbers = summary(values)
+    return {"mean": numbers["mean"], "sd": numbers["sd"], "per_seed": [float(x) for x in values]}
 
 
-def pooled_sd(values):
-    """The residual deviation of an additive model, value = arm + seed + residual, by least squares.
+def residual_variances(values, kinds):
+    """The variances of an additive model, value = arm + seed + residual, one for each kind of arm.
 
-    `values`: {(arm, seed): value}. Returns (sd, degrees of freedom), which are (A-1)(S-1) where
-    each of A arms has each of S seeds; (None, 0) where nothing is left to estimate it from.
+    `values`: {(arm, seed): value}; `kinds`: {arm: kind}. Returns {kind: (variance, degrees of
+    freedom)} of the kinds of which something is left to estimate it from. With one kind this is
+    least squares: A arms that all have S seeds leave (A-1)(S-1) degrees. With several, each
+    variance is its kind's squared residuals over what the fit leaves of them, weighted by those
+    variances until they stand still (restricted maximum likelihood).
     """
     arms = sorted({arm for arm, _ in values})
     seeds = sorted({seed for _, seed in values})
@@ -63,30 +53,43 @@ def pooled_sd(values):
         row[arms.index(arm)] = 1
         row[len(arms) + seeds.index(seed)] = 1
     y = np.array(list(values.values()), dtype=float)
-    fit, _, rank, _ = np.linalg.lstsq(design, y)
-    degrees = len(y) - int(rank)
-    if degrees == 0:
+    kind = np.array([kinds[arm] for arm, _ in values])
+    found = dict.fromkeys(dict.fromkeys(kind.tolist()), (1.0, 0.0))
+    for _ in range(200):
+        before = found
+        weight = np.array([1 / math.sqrt(max(before[k][0], 1e-12)) for k in kind])
+        columns, sizes, _ = np.linalg.svd(design * weight[:, None], full_matrices=False)
+        columns = columns[:, sizes > 1e-9 * sizes[0]]
+        residual = (y * weight - columns @ (columns.T @ (y * weight))) / weight
+        left = 1 - (columns**2).sum(1)  # how much of each value the fit leaves free
+        found = {}
+        for k in before:
+            degrees = float(left[kind == k].sum())
+            variance = float((residual[kind == k]**2).sum()) / degrees if degrees > 1e-6 else 1.0
+            found[k] = variance, degrees
+        if all(math.isclose(found[k][0], before[k][0], rel_tol=1e-7) for k in found):
+            break
+    return {k: numbers for k, numbers in found.items() if numbers[1] > 1e-6}
+
+
+def gap_variance(variances, kinds):
+    """The variance of one seed's gap between two arms of these kinds, (kind, kind), and its degrees
+    of freedom: Satterthwaite's (1946) where the kinds differ. A kind that has no variance of its
+    own has the other's; (None, 0) where neither has."""
+    known = [variances.get(kind) for kind in kinds]
+    known = [one or other for one, other in (known, known[::-1])]
+    if None in known:
         return None, 0
-    residual = y - design @ fit
-    return math.sqrt(residual @ residual / degrees), degrees
-
-
-def pooled_interval(gap, n, sd, degrees):
-    """95 % interval and p-value of a gap between two arms over n common seeds, each arm's values
-    having the residual deviation `sd`: ([low, high], p)."""
-    error = sd * math.sqrt(2 / n)
-    half = student_quantile(degrees) * error
-    p = student_p(gap / error, degrees) if error else float(gap == 0)
-    return [gap - half, gap + half], p
+    (a, of_a), (b, of_b) = known
+    if known[0] == known[1] or not a + b:
+        return a + b, of_a
+    return a + b, (a + b)**2 / (a**2 / of_a + b**2 / of_b)
 
 
 # ---- over documents ----------------------------------------------------------------------------
 
-DRAWS = 10_000
-
-
-def redraw_documents(nats, tokens, draws=DRAWS):
-    """Mean losses on documents drawn anew with replacement.
+def bootstrap_documents(nats, tokens, draws=DRAWS):
+    """Mean losses on documents resampled with replacement.
 
     nats (R, N) of R runs on N documents of `tokens` (N,) each -> (draws, R): per draw the ratio of
     summed nats to summed tokens. All runs share the draws, so a difference of columns is paired;
@@ -104,19 +107,18 @@ def redraw_documents(nats, tokens, draws=DRAWS):
 
 
 def document_interval(gaps, error=0.0, degrees=1):
-    """95 % interval and two-sided p-value of a gap from its redrawn values (draws,), the mean over
-    seeds where there are several: ([low, high], p).
+    """95 % interval and two-sided p-value of a gap from its bootstrap (draws,), the mean over seeds
+    where there are several: ([low, high], p).
 
     Seeds are crossed in through `error`, their gaps' standard error with its degrees of freedom:
-    each draw gets a value of Student's distribution, since a few seeds drawn anew would give too
+    each draw gets a value of Student's distribution, since a few seeds resampled would give too
     narrow an interval (two thirds of the variance at three). With error 0 it holds for these very
     training runs.
     """
     draws = np.asarray(gaps, dtype=float)
     if error:
-        edges, mass = student_mass(degrees)
         u = (np.arange(len(draws)) + 0.5) / len(draws)  # the distribution evenly, not at random
-        t = math.sqrt(degrees) * np.tan(np.interp(abs(2 * u - 1), mass, edges)) * np.sign(u - 0.5)
+        t = scipy.stats.t.ppf(u, degrees)
         draws = draws + error * np.random.default_rng(1).permutation(t)
     low, high = np.quantile(draws, [0.025, 0.975])
     beyond = 1 + min((draws <= 0).sum(), (draws >= 0).sum())
@@ -140,20 +142,18 @@ def holm(p_values, count=None):
 
 def wilson(hits, trials):
     """95 % interval of a binomial proportion: Wilson's score interval (1927). (low, high)."""
-    z, p = 1.959964, hits / trials
-    centre = p + z * z / (2 * trials)
-    half = z * math.sqrt(p * (1 - p) / trials + z * z / (4 * trials**2))
-    scale = 1 + z * z / trials
-    return max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)
+    test = scipy.stats.binomtest(round(hits), int(trials))
+    low, high = test.proportion_ci(method="wilson")
+    return float(low), float(high)
 
 
 # ---- over prompts crossed with seeds -----------------------------------------------------------
 
 def crossed_interval(values):
-    """95 % interval of a mean over seeds and prompts, (S, N) numbers: prompts drawn anew, seeds as
+    """95 % interval of a mean over seeds and prompts, (S, N) numbers: prompts resampled, seeds as
     in `document_interval`. With one seed it holds for that very training run. [low, high].
 
-    Few prompts drawn anew vary too little, by (N-1)/N, and the normal tail is too short for them:
+    Few prompts resampled vary too little, by (N-1)/N, and the normal tail is too short for them:
     the draws are stretched to Student's interval of N numbers.
     """
     values = np.asarray(values, dtype=float)
@@ -161,7 +161,8 @@ def crossed_interval(values):
     drawn = np.random.RandomState(0).randint(0, prompts, (DRAWS, prompts))
     draws = values.mean(0)[drawn].mean(1)
     if prompts > 1:
-        stretch = student_quantile(prompts - 1) / 1.959964 * math.sqrt(prompts / (prompts - 1))
+        stretch = scipy.stats.t.ppf(0.975, prompts - 1) / scipy.stats.norm.ppf(0.975)
+        stretch *= math.sqrt(prompts / (prompts - 1))
         draws = values.mean() + stretch * (draws - values.mean())
     error = np.std(values.mean(1), ddof=1) / math.sqrt(seeds) if seeds > 1 else 0.0
     return document_interval(draws, error, seeds - 1)[0]
@@ -195,6 +196,8 @@ def sign_flip(differences):
     sums = np.arange(len(probability)) - np.abs(differences).sum()
     return float(min(1.0, probability[np.abs(sums) >= abs(differences.sum())].sum()))
 
+
+# ---- of two curves -----------------------------------------------------------------------------
 
 def steps_to_match(vals, target):
     """The step at which a validation curve first comes down to `target`, interpolated linearly;

@@ -4,6 +4,7 @@ import os
 import re
 import shlex
 import sys
+from collections import defaultdict
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -59,6 +60,81 @@ def compact(text):
     return re.sub(r"[\[{][^\[\]{}]*[\]}]", one_line, text)
 
 
+def numbers(seeds):
+    """Seeds as text."""
+    return ", ".join(str(seed) for seed in sorted(seeds)) or "none"
+
+
+def p_value(p):
+    """A p-value as text."""
+    if p is None:
+        return "-"
+    return f"{p:.2g}" if p >= 1e-5 else "< 0.00001"
+
+
+# ---- of a comparison ---------------------------------------------------------------------------
+
+def arm_table(result):
+    """What each arm is and reaches."""
+    rows = []
+    for arm, a in result["arms"].items():
+        counts = [f"{a['params'][key]:,}" if key in a["params"] else "-"
+                  for key in ("input", "in_use", "head", "total")]
+        start, end = a["rms"]
+        rows.append([
+            arm, numbers(a["seeds"]), *counts, pm(a["loss"]), pm(a["ppl"], 2), pm(a["bpb"]),
+            a["setting"], (a["tuned"] or "no") + (f", best of {a['tried']}" if a["tried"] else ""),
+            f"{start['mean']:.3g} -> {end['mean']:.3g}" if start and end else "-",
+            "-" if a["update_ratio"] is None else f"{a['update_ratio']:.2g}",
+            "-" if a["clipped"] is None else f"{100 * a['clipped']['mean']:.0f} %",
+            "-" if a["tokens_per_s"] is None else f"{a['tokens_per_s']:,.0f}"])
+    columns = ["arm", "seeds", "input params", "in use", "head", "total", "loss (nats)",
+               "perplexity", "bits/byte", "learning rate", "tuned", "rms(e)", "update ratio",
+               "clipped", "tokens/s"]
+    return markdown_table(columns, rows)
+
+
+def gap_table(pairs):
+    """Pairs of arms, with every column in which one of them has something."""
+    rows = []
+    for c in pairs:
+        rows.append({
+            "question": c["question"] or "-", "contrast": f"{c['arm']} - {c['base']}",
+            "seeds": numbers(c["seeds"]), "gap (nats)": pm(c["gap"], 4, "+"),
+            "95 % interval": bracket(c["interval"]), "rests on": c["rests_on"] or "-",
+            "own seeds (Student)": bracket(c["gap"]["interval"]),
+            "documents x seeds": bracket(c["documents"]), "gap (%)": pm(c["percent"], 2, "+"),
+            "steps-to-match": pm(c["speedup"], 2) + "x", "p (Holm)": p_value(c.get("p_holm")),
+            "verdict": ", ".join(c["verdict"])})
+    columns = [name for name in rows[0] if any(row[name] != "-" for row in rows)]
+    return markdown_table(columns, [[row[name] for name in columns] for row in rows])
+
+
+def horizon_table(equal):
+    """The gap of each contrast of `at_equal_seeds` at each number of steps."""
+    horizons, rows = dict(sorted((c["horizon"], c["steps"]) for c in equal)), {}
+    for c in equal:
+        row = rows.setdefault((c["arm"], c["base"], numbers(c["seeds"])),
+                              dict.fromkeys(horizons, "-"))
+        row[c["horizon"]] = f"{c['gap']['mean']:+.4f} {bracket(c['interval'])}"
+    head = ["contrast", "seeds", *(f"{steps:,} steps" for steps in horizons.values())]
+    return markdown_table(head, [[f"{arm} - {base}", seeds, *row.values()]
+                                 for (arm, base, seeds), row in rows.items()])
+
+
+# arXiv 2605.29459 (kron) and 2605.09751 (binary, affine), as they state them.
+PUBLISHED = markdown_table(["what", "figure", "value"], [
+    ("kron - bpe_tied, 124M, 2.5B tokens, 3 seeds", "gap", "-0.083 +- 0.007 nats (-2.5 +- 0.2 %)"),
+    ("kron / bpe_tied, likewise", "perplexity ratio", "about 0.91"),
+    ("kron, likewise", "steps-to-match", "1.43x"),
+    ("binary / learned table, 32 layers, 17B tokens, 3 seeds", "perplexity", "2.36 / 2.44"),
+    ("affine, a slightly shorter run", "perplexity", "2.39"),
+    ("seed to seed, those runs", "perplexity", "4.8 %: comparable, not better"),
+])
+
+
+# ---- files out ---------------------------------------------------------------------------------
+
 def save_results(out, page, result, figure):
     """Write OUT.md (a text), OUT.json (a dict) and OUT.png, making the folder if need be; where
     there is nothing to draw, `figure` None, no picture stays from before."""
@@ -80,6 +156,17 @@ def stamp(runs):
             "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "commit": sorted({header.get("commit", "unknown") for header in headers}),
             "hardware": sorted({header.get("hardware", "unknown") for header in headers})}
+
+
+def made_by(made, runs):
+    """What made a page, in Markdown: its command, the runs' machines and their commands."""
+    form = "- {hardware}; Python {python}, torch {torch}, commit {commit}, code {code_hash}"
+    machines = sorted({form.format_map(defaultdict(lambda: "unknown", run["header"]))
+                       for run in runs})
+    commands = [f"{run['header'].get('date', '')}  {run['header'].get('command', run['name'])}"
+                for run in runs]
+    return (f"Made by `{made['command']}` on {made['date']}, from runs on:\n\n"
+            + "\n".join([*machines, "", "```", *commands, "```"]))
 
 
 def refuse_folder(out):

@@ -20,13 +20,14 @@ import tempfile
 import unicodedata
 import zlib
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import tiktoken
 
 from lib.errors import InputError
+from lib.unicode_tokenizer import (END_OF_TEXT, UnicodeTokenizer, pool, portions,
+                                   train_unicode)
 
 # Rules for cutting text into pieces before merging, in the possessive form that tiktoken runs (same
 # pieces, faster). A letter \p{L} does not include the vowel signs of Indic scripts or other
@@ -39,20 +40,25 @@ PATTERNS = {
     "indic": r"'(?:[sdmt]|ll|ve|re)| ?\p{L}[\p{L}\p{M}\x{200c}\x{200d}]*+| ?\p{N}++"
              r"| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s",
 }
-END_OF_TEXT = "<|endoftext|>"
 LONG = 100_000  # characters; gaps this long are cut by hand (gpt4 would not, before a last newline)
 LONG_GAP = re.compile(r"(?=[\t-\r \x85\u00a0\u2000-\u200a]\S)"  # before its last space
                       r"(?<=[\t-\r \x85\u00a0\u2000-\u200a]{100000})")
 
 
-@functools.cache
-def pool(threads):
-    """Threads that stay: tiktoken copies its regular expression for new ones, up to 128 times,
-    which is a gigabyte in the end."""
-    return ThreadPoolExecutor(threads)
+class Vocabulary:
+    """What the tokenizers below share: `spelled`, the bytes of every id, is how ids are decoded."""
+
+    def decode_bytes(self, ids):
+        """Ids -> the bytes they stand for; a special token gives its literal text."""
+        return b"".join([self.spelled[i] for i in ids])
+
+    def decode(self, ids):
+        """Ids -> str; bytes that are not UTF-8 become U+FFFD. Sentencepiece-style tokenizers put a
+        space before the first word."""
+        return self.decode_bytes(ids).decode("utf-8", errors="replace")
 
 
-class Tokenizer:
+class Tokenizer(Vocabulary):
     """Byte-level BPE: ids 0..n-1 are the merged byte strings in the order they were learned, id n
     is `<|endoftext|>`.
 
@@ -87,14 +93,6 @@ class Tokenizer:
         lock)."""
         return list(pool(threads).map(self.encode, texts))
 
-    def decode_bytes(self, ids):
-        """Ids -> the bytes they stand for; `<|endoftext|>` gives its literal text."""
-        return self.encoding.decode_bytes(ids)
-
-    def decode(self, ids):
-        """Ids -> str; bytes that are not UTF-8 become U+FFFD."""
-        return self.decode_bytes(ids).decode("utf-8", errors="replace")
-
     @property
     def state(self):
         """The tokenizer as a JSON-able dict: its name, its pattern, and its tokens in id order,
@@ -103,101 +101,7 @@ class Tokenizer:
         return {"name": self.name, "pattern": self.pattern, "tokens": tokens}
 
 
-class UnicodeTokenizer:
-    """Ids are UTF-16 code units, V = 65,536: the Unicode-centric tokenizer of 2605.09751's family.
-
-    A code point of the Basic Multilingual Plane is its own id; one above it is its two surrogates.
-    The private-use ids hold the merges, frequent trigrams and bigrams of characters: at each place
-    the longest match wins. The noncharacter U+FFFF is `<|endoftext|>`. A character c of the text
-    whose own id is taken by these becomes two low surrogates, 0xDC00 + (c >> 10) and
-    0xDC00 + (c & 0x3FF), which nothing else gives: every other low surrogate follows a high one.
-    """
-    name, eot, vocab_size, most_merges = "unicode", 0xFFFF, 0x10000, 0xF900 - 0xE000
-
-    def __init__(self, trigrams, bigrams):
-        """Two lists of str; ValueError if they are too many, not distinct, or not of characters
-        that are their own ids."""
-        self.merges, sizes = [*trigrams, *bigrams], [3] * len(trigrams) + [2] * len(bigrams)
-        fit = [len(merge) for merge in self.merges] == sizes
-        distinct = len(set(self.merges)) == len(sizes) <= self.most_merges
-        if not fit or not distinct or re.search("[^\0-\ud7ff\uf900-\ufffe]", "".join(self.merges)):
-            raise ValueError("merges are at most 6,400 distinct trigrams and bigrams of characters "
-                             "that have their own ids")
-        self.tokens = [chr(i).encode("utf-8", "surrogatepass") for i in range(self.eot)]
-        self.tokens[0xE000:0xE000 + len(sizes)] = [merge.encode() for merge in self.merges]
-        self.spelled = [*self.tokens, END_OF_TEXT.encode()]
-        # tiktoken looks a piece up before it would merge bytes, so the pattern alone decides: a
-        # merge, or else one character. What has no id of its own falls into its bytes; their ids,
-        # beyond the vocabulary, become two surrogates in encode_batch.
-        ranks = {raw: i for i, raw in enumerate(self.tokens) if not 0xD800 <= i < 0xE000}
-        ranks |= {bytes([b]): self.vocab_size + b for b in range(128, 256)}
-        pieces = ["".join(f"\\x{{{ord(c):x}}}" for c in merge) for merge in self.merges]
-        pattern = "|".join([*pieces, "(?s:.)"])  # the first alternative that fits is taken
-        self.encoding = tiktoken.Encoding(self.name, pat_str=pattern, mergeable_ranks=ranks,
-                                          special_tokens={})
-        taken = f"[\ue000-{chr(0xDFFF + len(sizes))}]|" if sizes else ""
-        self.spelling = re.compile(f"{taken}\uffff|[\ud800-\udfff][\udc00-\udfff]")
-
-    def encode(self, text):
-        """str -> list of ids. A lone surrogate, which no encoding of Unicode has, is read as
-        U+FFFD."""
-        return self.encode_batch([text], 1)[0]
-
-    def encode_batch(self, texts, threads):
-        """List of str -> list of lists of ids, on several threads."""
-        found = list(pool(threads).map(self.encoding.encode_ordinary, texts))
-        return [ids if text.isascii() or max(ids) < self.vocab_size else self.join_bytes(ids)
-                for text, ids in zip(texts, found)]
-
-    def join_bytes(self, ids):
-        """tiktoken's ids -> ours: where a character stands as the ids of its bytes, its two
-        surrogates."""
-        joined, at = [], 0
-        while at < len(ids):
-            lead = ids[at] - self.vocab_size
-            if lead < 0:
-                joined.append(ids[at])
-                at += 1
-                continue
-            size = 4 if lead >= 0xF0 else 3  # as UTF-8's first byte says
-            c = ord(bytes(i - self.vocab_size for i in ids[at:at + size]).decode())
-            first = 0xDC00 + (c >> 10) if size == 3 else 0xD800 + ((c - 0x10000) >> 10)
-            joined += [first, 0xDC00 + (c & 0x3FF)]
-            at += size
-        return joined
-
-    def decode_bytes(self, ids):
-        """Ids -> UTF-8; a surrogate without its partner gives its three WTF-8 bytes,
-        `<|endoftext|>` its literal text."""
-        text = "".join(map(chr, ids))
-        return self.spelling.sub(self.spell, text).encode("utf-8", "surrogatepass")
-
-    def spell(self, match):
-        """A match of `spelling`, one code unit or two -> what it stands for."""
-        first, *second = map(ord, match[0])
-        if not second:
-            return END_OF_TEXT if first == self.eot else self.merges[first - 0xE000]
-        low = second[0] - 0xDC00
-        if first < 0xDC00:
-            return chr(0x10000 + ((first - 0xD800) << 10) + low)
-        c = ((first - 0xDC00) << 10) + low
-        is_taken = c == self.eot or 0xE000 <= c < 0xE000 + len(self.merges)
-        return chr(c) if is_taken else match[0]
-
-    def decode(self, ids):
-        """Ids -> str; each byte of a surrogate without its partner becomes U+FFFD."""
-        return self.decode_bytes(ids).decode("utf-8", errors="replace")
-
-    @property
-    def state(self):
-        """The tokenizer as a JSON-able dict: its name, its trigrams and its bigrams, each joined in
-        id order."""
-        parts = {size: "".join(merge for merge in self.merges if len(merge) == size)
-                 for size in (3, 2)}
-        return {"name": self.name, "trigrams": parts[3], "bigrams": parts[2]}
-
-
-class CharTokenizer:
+class CharTokenizer(Vocabulary):
     """One id for each character of a fixed list, and `<|endoftext|>` after them: what nanoGPT's
     character-level data has in its meta.pkl."""
     name = "chars"
@@ -223,14 +127,6 @@ class CharTokenizer:
         """List of str -> list of lists of ids."""
         return [self.encode(text) for text in texts]
 
-    def decode_bytes(self, ids):
-        """Ids -> UTF-8; `<|endoftext|>` gives its literal text."""
-        return b"".join(self.spelled[i] for i in ids)
-
-    def decode(self, ids):
-        """Ids -> str."""
-        return self.decode_bytes(ids).decode()
-
     @property
     def state(self):
         """The tokenizer as a JSON-able dict: its name and its characters."""
@@ -244,12 +140,13 @@ ENDS = ("<|endoftext|>", "<|end_of_text|>", "<｜end▁of▁sentence｜>", "</s>
         "[eos]")
 
 
-class HuggingFaceTokenizer:
+class HuggingFaceTokenizer(Vocabulary):
     """A `tokenizer.json` of the library `tokenizers`: byte-level or sentencepiece-style, with byte
     fallback and added tokens.
 
     Text never encodes to the end-of-text id nor to another special token. What its normalizer
-    changes (NFKC, lower case) stays changed.
+    changes (NFKC, lower case) stays changed. `unknown`: the id of what it has no token for, or
+    None.
     """
 
     def __init__(self, name, text):
@@ -269,6 +166,9 @@ class HuggingFaceTokenizer:
             else:
                 data["model"]["dropout"] = None  # the same text gives the same ids
             self.encoding = Encoding.from_str(json.dumps(data))
+            unknown = data["model"].get("unk_token")
+            self.unknown = data["model"].get("unk_id") if unknown is None else (
+                self.encoding.token_to_id(unknown))
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(f"not a tokenizer.json that can be used here ({error})") from None
         except Exception as error:  # the library raises this class itself, and no other
@@ -299,15 +199,6 @@ class HuggingFaceTokenizer:
                 encoded = self.encoding.encode_batch_fast(part, add_special_tokens=False)
             found += [encoding.ids for encoding in encoded]
         return [[i for i in ids if i != self.eot] if self.eot in ids else ids for ids in found]
-
-    def decode_bytes(self, ids):
-        """Ids -> the bytes they stand for; a special token gives its literal text."""
-        return b"".join([self.spelled[i] for i in ids])
-
-    def decode(self, ids):
-        """Ids -> str; bytes that are not UTF-8 become U+FFFD. Sentencepiece-style tokenizers put a
-        space before the first word."""
-        return self.decode_bytes(ids).decode("utf-8", errors="replace")
 
     @functools.cached_property
     def state(self):
@@ -365,17 +256,23 @@ def hf_token_bytes(data):
 
 
 def hugging_face(spec):
-    """The tokenizer of FILE.json, or of OWNER/NAME on the Hub. InputError if there is none, OSError
-    if the Hub does not give it."""
+    """The tokenizer of FILE.json, of a folder with a tokenizer.json, or of OWNER/NAME on the Hub.
+    InputError if there is none, OSError if the Hub does not give it."""
     path = Path(spec)
-    if not spec.lower().endswith(".json"):
+    if path.is_dir():
+        path = path / "tokenizer.json"
+        if not path.is_file():
+            raise InputError(f"--tokenizer={spec}: no tokenizer.json in this folder (where it has "
+                             "vocab.json and merges.txt, AutoTokenizer.from_pretrained(FOLDER)"
+                             ".save_pretrained(FOLDER) writes one)")
+    elif not spec.lower().endswith(".json"):
         from huggingface_hub import hf_hub_download
         from huggingface_hub.errors import EntryNotFoundError, HFValidationError
         try:
             path = Path(hf_hub_download(spec, "tokenizer.json"))
         except (EntryNotFoundError, HFValidationError, OSError) as error:
             says = " ".join(str(error).split())
-            raise OSError(f"--tokenizer={spec}: no tokenizer.json of the Hub "
+            raise OSError(f"--tokenizer={spec}: no such folder, and no tokenizer.json of the Hub "
                           f"({type(error).__name__}: {says})") from error
     try:
         return HuggingFaceTokenizer(spec, path.read_text("utf-8"))
@@ -442,54 +339,6 @@ def train_bpe(texts, vocab_size, pattern="gpt2"):
     return Tokenizer(f"bpe:{vocab_size}", tokens, pattern)
 
 
-def portions(texts, size):
-    """An iterable of str -> lists of them of about `size` characters each."""
-    portion, length = [], 0
-    for text in texts:
-        portion.append(text)
-        length += len(text)
-        if length >= size:
-            yield portion
-            portion, length = [], 0
-    if portion:
-        yield portion
-
-
-def ngrams(units, n):
-    """All n-grams of UTF-16 code units (int64) that are without U+FFFF, as numbers of 16 n bits."""
-    windows = np.lib.stride_tricks.sliding_window_view(units, n)  # (len - n + 1, n)
-    windows = windows[(windows != 0xFFFF).all(axis=1)]
-    shifts = 16 * np.arange(n - 1, -1, -1)
-    return (windows << shifts).sum(axis=1)
-
-
-def train_unicode(texts):
-    """A unicode tokenizer with the 6,400 most frequent bigrams and trigrams of an iterable of str,
-    or all where there are fewer.
-
-    Equal counts are decided by the code points. Memory depends on the number of distinct n-grams,
-    not on the length of the text.
-    """
-    nothing = np.zeros(0, np.int64)
-    known, often = {2: nothing, 3: nothing}, {2: nothing, 3: nothing}  # n-grams, sorted; how often
-    for portion in portions(texts, 2_000_000):
-        joined = "\uffff".join([*portion, "\uffff" * 3])
-        units = np.frombuffer(joined.encode("utf-16-le", "replace"), np.uint16).astype(np.int64)
-        units[(units >= 0xD800) & (units < 0xF900)] = 0xFFFF  # no merge has it; between texts too
-        for n in known:
-            new, times = np.unique(ngrams(units, n), return_counts=True)
-            union, where = np.unique(np.concatenate([known[n], new]), return_inverse=True)
-            count = np.bincount(where, np.concatenate([often[n], times]))
-            known[n], often[n] = union, count.astype(np.int64)
-    found = []
-    for n in known:
-        for gram, times in zip(known[n].tolist(), often[n].tolist()):
-            units = [(gram >> (16 * i)) & 0xFFFF for i in reversed(range(n))]
-            found.append((-times, "".join(map(chr, units))))
-    best = [merge for _, merge in sorted(found)[:UnicodeTokenizer.most_merges]]
-    return UnicodeTokenizer([m for m in best if len(m) == 3], [m for m in best if len(m) == 2])
-
-
 # ---- what a code needs to know -----------------------------------------------------------------
 
 SCRIPTS = {"ARABIC", "ARMENIAN", "BENGALI", "CJK", "CYRILLIC", "DEVANAGARI", "ETHIOPIC", "GEORGIAN",
@@ -519,6 +368,11 @@ def token_bytes(tokenizer):
     if not hasattr(rust, "to_str"):
         raise TypeError(f"the bytes of a {type(tokenizer).__name__}'s tokens are not known here")
     return hf_token_bytes(json.loads(rust.to_str()))
+
+
+def id_type(tok):
+    """The numpy type of token ids on disk."""
+    return np.dtype(np.uint16 if tok.vocab_size <= 2**16 else np.uint32)
 
 
 @functools.cache
@@ -559,23 +413,22 @@ def code_report(tok, pos_dims=(16, 32)):
         holders = Counter(raw[:P] for raw in strings)
         found = {"longer": [raw for raw in strings if len(raw) > P],
                  "shared": [raw for raw in strings if holders[raw[:P]] > 1]}
-        report[P] = {what: dict(Counter(script_of(raw.decode(errors="replace")) for raw in some))
+        report[P] = {what: Counter(script_of(raw.decode(errors="replace")) for raw in some)
                      for what, some in found.items()}
     return report
 
 
 def code_lines(tok, pos_dims=(16, 32)):
     """`code_report` as a line for each P."""
+    def said(count):
+        scripts = ", ".join(f"{script} {times:,}" for script, times in count.most_common())
+        return f"{count.total():,}", f" ({scripts})" if scripts else ""
     lines = []
     for P, found in code_report(tok, pos_dims).items():
-        said = []
-        for what, by_script in (("are longer", found["longer"]),
-                                ("share them with another", found["shared"])):
-            scripts = sorted(by_script.items(), key=lambda pair: -pair[1])
-            scripts = ", ".join(f"{script} {count:,}" for script, count in scripts)
-            scripts = f" ({scripts})" if scripts else ""
-            said.append(f"{sum(by_script.values()):,} {what}{scripts}")
-        lines.append(f"P = {P}: {'; '.join(said)}")
+        longer, of_longer = said(found["longer"])
+        shared, of_shared = said(found["shared"])
+        lines.append(f"P = {P}: {longer} are longer{of_longer}; "
+                     f"{shared} share them with another{of_shared}")
     return lines
 
 

@@ -1,5 +1,5 @@
-"""The grid that chose each arm's learning rate, input speed and scale: runs in, tuning.json out,
-and back in where tuned runs are compared.
+"""A grid of runs -> each arm's learning rate, input multipliers and scale: runs in, tuning.json
+out, and back in where tuned runs are compared.
 
     table = choose(runs, default)    # {"seeds", "steps", "settings", "arms": {arm: {"grid", ...}}}
     name, how = tuned_name(run, table)
@@ -9,21 +9,10 @@ import math
 import sys
 from pathlib import Path
 
-from matplotlib.ticker import NullFormatter
-
 from lib.config import compose
 from lib.errors import InputError
-from lib.plots import look, panels
-from lib.results import (
-    HORIZON,
-    arm_of,
-    difference,
-    find_runs,
-    order,
-    provenance,
-    settings,
-    unfinished,
-)
+from lib.results import (HORIZON, arm_of, difference, find_runs, order, provenance, settings,
+                         unfinished)
 from lib.tables import bullets, markdown_table, save_results, stamp
 
 # What a grid may vary, with the value of who says nothing.
@@ -32,13 +21,26 @@ KEYS = {"learning_rate": None, "min_lr": None, "embed_lr_mult": 1.0, "embed_std"
 UNTUNED = {key: usual for key, usual in KEYS.items() if usual is not None}
 AXES = {"learning rate": "learning_rate", "speed r": "r", "scale": "scale",
         "multiplier": "input_multiplier"}
-ELSEWHERE = "at settings tuned elsewhere"
-FLAT = 0.01  # nats: a step in speed that changes the loss by less is on a plateau, not at an edge
+FLAT = 0.01  # nats: a step in r that changes the loss by less is on a plateau, not at an edge
 
 
 def setting(config):
     """The tuned keys of a run's config."""
     return {key: float(config[key]) for key in KEYS}
+
+
+def describe_setting(point):
+    """A setting in a few words: 0.004, input rate × 0.25, scale 1."""
+    text = f"{point['learning_rate']:.3g}"
+    if not math.isclose(point["min_lr"], point["learning_rate"] / 10, rel_tol=1e-6):
+        text += f" to {point['min_lr']:.3g}"
+    if point["embed_lr_mult"] != 1:
+        text += f", input rate × {point['embed_lr_mult']:.4g}"
+    if point["embed_std"]:
+        text += f", scale {point['embed_std']:.3g}"
+    if point.get("input_multiplier", 1) != 1:
+        text += f", input × {point['input_multiplier']:.3g}"
+    return text
 
 
 def untuned_name(arm):
@@ -61,7 +63,7 @@ def grid_point(run):
     it diverged)."""
     config = run["header"]["config"]
     rms = run["vals"][0].get("input_rms") if run["vals"] else None
-    # two digits: a natural scale that is measured is the nominal one that a grid names
+    # two digits: a default scale that is measured is the nominal one that a grid names
     scale = config["embed_std"] or (float(f"{rms:.2g}") if rms else None)
     loss = None if run["diverged"] is not None else run["vals"][-1]["val_loss"]
     r = config["embed_lr_mult"] / scale if scale and run["header"]["params"].get("input") else None
@@ -73,9 +75,9 @@ def choose(runs, default=None):
 
     The lowest of the runs' seeds is the grid's; its best points may have been run again on others.
     An arm's choice is its point of lowest final validation loss: the mean over all seeds among the
-    points that have every seed of that arm. `edges` says in words where it lies at an edge of the
-    grid. `default` is the setting that nobody tuned, a dict of KEYS. InputError for runs that are
-    no grid: unfinished, differing in more than arms, seeds and the tuned keys, or two of the same
+    points that have every seed of that arm. `edges` says where it lies at an edge of the grid.
+    `default` is the setting that nobody tuned, a dict of KEYS. InputError for runs that are no
+    grid: unfinished, differing in more than arms, seeds and the tuned keys, or two of the same
     point and seed.
     """
     points = {}
@@ -150,25 +152,31 @@ def options(point):
 
 
 def edges(grid, best):
-    """Where the best point lies at an edge of the grid, in words, a list.
+    """Where the best point lies at an edge of the grid: [{"axis", "value", "end", "of"}], the end
+    being "lowest" or "highest" of so many values.
 
-    A dimension with a single value has no edge. Speed counts as r = embed_lr_mult / scale. The
-    natural scale is no edge, nor is a speed at which the last step changed the loss by less than
-    FLAT; a value beyond at which the run diverged is a value (results/PLAN.md).
+    An axis with a single value has no edge, nor has the default scale, nor an r at which the last
+    step changed the loss by less than FLAT; a value beyond at which the run diverged is a value
+    (results/PLAN.md).
     """
-    found, natural_scales = [], {point["scale"] for point in grid if not point["embed_std"]}
-    for what, key in AXES.items():
+    found, default_scales = [], {point["scale"] for point in grid if not point["embed_std"]}
+    for axis, key in AXES.items():
         values = sorted({point[key] for point in grid if point.get(key) is not None})
-        natural = key == "scale" and best["scale"] in natural_scales
-        if len(values) < 2 or natural or best[key] not in (values[0], values[-1]):
+        default = key == "scale" and best["scale"] in default_scales
+        if len(values) < 2 or default or best[key] not in (values[0], values[-1]):
             continue
         inward = values[1] if best[key] == values[0] else values[-2]
         beside = lowest_at(grid, key, inward)
         flat = key == "r" and beside is not None and beside - best["val_loss"] < FLAT
         if not flat:
-            end = "lowest" if best[key] == values[0] else "highest"
-            found.append(f"{what} {best[key]:g} is the {end} of {len(values)}")
+            found.append({"axis": axis, "value": best[key], "of": len(values),
+                          "end": "lowest" if best[key] == values[0] else "highest"})
     return found
+
+
+def describe_edges(found):
+    """What `edges` found, in words."""
+    return "; ".join("{axis} {value:g} is the {end} of {of}".format(**edge) for edge in found)
 
 
 def lowest_at(grid, key, value):
@@ -191,6 +199,7 @@ def read_tuning(path):
         whole = whole and isinstance(table["settings"], dict)
         for row in table["arms"].values():
             whole = whole and {"arm", "best", "edges", "grid"} <= row.keys()
+            whole = whole and all(isinstance(edge, dict) for edge in row["edges"])
             row["best"] = KEYS | row["best"]
             whole = whole and None not in (row["best"]["learning_rate"], row["best"]["min_lr"])
     except (ValueError, AttributeError, TypeError, KeyError):
@@ -210,9 +219,9 @@ def same(a, b):
 def tuned_name(run, table):
     """What a run is called in a tuned comparison, and how its setting was come by: (name, how).
 
-    how is "tuned", "default", "usual" (the chosen learning rate at speed 1 and the natural scale),
-    "as ARM" (another arm of the family was tuned, this has its setting) or "not tuned". (None, why)
-    for a run of a tuned arm that is at none of these.
+    how is "tuned", "default", "usual" (the chosen learning rate, all else untuned), "as ARM"
+    (another arm of the family was tuned, this has its setting) or "not tuned". (None, why) for a
+    run of a tuned arm that is at none of these.
     """
     full, mine = untuned_name(arm_of(run)), setting(run["header"]["config"])
     at_default = table["default"] is not None and same(mine, table["default"])
@@ -234,29 +243,14 @@ def tuned_name(run, table):
 
 def at_edges(names, table):
     """Lines on those of these arms whose choice lies at an edge of its grid."""
-    found = {name: table["arms"][name]["edges"] for name in names if name in table["arms"]}
-    return [f"{name}'s setting lies at an edge of its grid: {'; '.join(edges)}"
-            for name, edges in found.items() if edges]
-
-
-def describe_setting(point):
-    """A setting in a few words: 4e-03, speed x 0.25, scale 1."""
-    text = f"{point['learning_rate']:.3g}"
-    if not math.isclose(point["min_lr"], point["learning_rate"] / 10, rel_tol=1e-6):
-        text += f" to {point['min_lr']:.3g}"
-    if point["embed_lr_mult"] != 1:
-        text += f", speed × {point['embed_lr_mult']:.4g}"
-    if point["embed_std"]:
-        text += f", scale {point['embed_std']:.3g}"
-    if point.get("input_multiplier", 1) != 1:
-        text += f", input × {point['input_multiplier']:.3g}"
-    return text
+    return [f"{name}'s setting lies at an edge of its grid: {describe_edges(row['edges'])}"
+            for name, row in table["arms"].items() if name in names and row["edges"]]
 
 
 def name_runs(runs, tuning, notes):
-    """Runs as a tuned comparison calls them, without those that it must not use. Where the grid had
-    other data or another shape, how is ELSEWHERE."""
-    kept, grid = [], tuning["settings"]
+    """Runs as a tuned comparison calls them ("arm", "how", "tried": how many points its grid has),
+    without those that it must not use. InputError if none is left."""
+    kept = []
     for r in runs:
         if (seed := r["header"]["config"]["seed"]) in tuning["seeds"]:
             notes.append(f"left out: {r['name']}: seed {seed} chose the settings")
@@ -265,27 +259,37 @@ def name_runs(runs, tuning, notes):
         if name is None:
             notes.append(f"left out: {r['name']}: {how}")
             continue
-        mine = settings(r, {*KEYS, *HORIZON, "eval_tokens", "device"})
-        other = [key for key in mine.keys() & grid.keys() if mine[key] != grid[key]]
-        if other and how.startswith(("tuned", "as ")):
-            how = ELSEWHERE
-            if all(before["how"] != ELSEWHERE for before in kept):
-                key = min(other)
-                notes.append(f"{ELSEWHERE}: {key} is {grid[key]} in the grid and {mine[key]} in "
-                             f"{r['name']}")
         tried = len(tuning["arms"][name]["grid"]) if name in tuning["arms"] else None
-        r |= {"arm": name, "how": how, "tried": tried}
-        kept.append(r)
+        kept.append(r | {"arm": name, "how": how, "tried": tried})
     if not kept:
         raise InputError(f"none of these runs can be compared: {notes[-1]}")
-    notes += at_edges(dict.fromkeys(r["arm"] for r in kept), tuning)
+    notes += at_edges({r["arm"] for r in kept}, tuning)
     return kept
+
+
+def is_tuned(run, table):
+    """Whether a run has the setting that a grid chose for its arm, on the grid's data and shape."""
+    here = settings(run, {*KEYS, *HORIZON, "eval_tokens"})
+    grid = table["settings"]
+    same_ground = all(here[key] == grid[key] for key in here.keys() & grid.keys())
+    return same_ground and tuned_name(run, table)[1] == "tuned"
+
+
+def find_tuning(runs, paths):
+    """The tuning table that most of these runs match, FOLDER/tuning.json before those below
+    results/: (its path, the table), (None, None) where no run has a tuned setting."""
+    own = [path for path in (Path(folder) / "tuning.json" for folder in paths) if path.is_file()]
+    places = dict.fromkeys([*own, *sorted(Path("results").glob("**/tuning.json"), reverse=True)])
+    tables = {str(path): read_tuning(path) for path in places}
+    matches = {path: sum(is_tuned(run, table) for run in runs) for path, table in tables.items()}
+    path = max(matches, key=matches.get, default=None)
+    return (path, tables[path]) if path and matches[path] else (None, None)
 
 
 # ---- the command, its page and picture ---------------------------------------------------------
 
 def tune(paths, default, out):
-    """compare.py --tune: what a grid chose, as tables; with `out` as tuning.json, .md and .png."""
+    """compare.py --tune: what a grid chose, as tables; with `out` as OUT.json and OUT.md."""
     found, skipped = find_runs(paths)
     for _, why in skipped:
         print(f"note: skipped, no run: {why}", file=sys.stderr)
@@ -300,82 +304,44 @@ def tune(paths, default, out):
     if out:
         made = stamp(found)
         save_results(out, tuning_page(table, notes, made, out), table | {"notes": notes} | made,
-                     tuning_picture(table))
+                     None)
 
 
 def tuning_tables(table):
-    """The choices, and every point of every grid, as markdown."""
+    """The choices, and every point of every grid: words and tables by turns."""
     chosen, every = [], []
     for name, row in table["arms"].items():
-        best = row["best"]
-        chosen.append([name, len(row["grid"]), *cells(best),
-                       "; ".join(row["edges"]) + ": extend" if row["edges"] else "inside"])
+        chosen.append([name, len(row["grid"]), *cells(row["best"]),
+                       describe_edges(row["edges"]) or "inside"])
         for point in row["grid"]:
-            mark = "chosen" if point == best else ""
-            every.append([name, *cells(point), mark])
-    columns = ["learning rate", "min_lr", "speed (embed_lr_mult)", "scale", "r = speed / scale",
+            every.append([name, *cells(point), "chosen" if point == row["best"] else ""])
+    columns = ["learning rate", "min_lr", "embed_lr_mult", "scale", "r = embed_lr_mult / scale",
                "input_multiplier", "loss (nats)", "on the other seeds"]
-    return [f"Each arm's setting of lowest validation loss after {table['steps']:,} steps on seed "
-            f"{table['seeds'][0]}, which judges nothing else"
-            + ("; the best two of an arm were run again on seed "
-               f"{', '.join(map(str, table['seeds'][1:]))}, and the lower mean is taken"
-               if table["seeds"][1:] else "") + ":",
-            markdown_table(["arm", "runs", *columns, "edge of the grid"], chosen),
+    first, *others = table["seeds"]
+    words = (f"Each arm's setting of lowest validation loss after {table['steps']:,} steps on seed "
+             f"{first}, which judges nothing else")
+    if others:
+        words += ("; the best two of an arm were run again on seed "
+                  f"{', '.join(map(str, others))}, and the lower mean is taken")
+    return [words + ":", markdown_table(["arm", "runs", *columns, "edge of the grid"], chosen),
             "Every run:", markdown_table(["arm", *columns, ""], every)]
 
 
 def tuning_page(table, notes, made, out):
     """The whole .md of a grid."""
-    name = Path(out).name
-    short, chosen, said, every = tuning_tables(table)
-    image = f"![loss against input speed and learning rate]({name}.png)"
     by = (f"Made by `{made['command']}` on {made['date']}, from runs on "
           f"{'; '.join(made['hardware'])}, commits {', '.join(made['commit'])}.")
-    return "\n\n".join([f"# {name}: the settings that a grid chose", *bullets(notes), short, chosen,
-                        image, said, every, by]) + "\n"
+    return "\n\n".join([f"# {Path(out).name}: the settings that a grid chose", *bullets(notes),
+                        *tuning_tables(table), by]) + "\n"
 
 
 def cells(point):
     """A point of a grid as cells of a table."""
     scale = "-" if point["scale"] is None else f"{point['scale']:.3g}"
-    scale += "" if point["embed_std"] else " (natural)"
+    scale += "" if point["embed_std"] else " (default)"
     r = "-" if point["r"] is None else f"{point['r']:.4g}"
     losses = ["diverged" if loss is None else f"{loss:.4f}"
               for loss in (point["val_loss"], *point["again"].values())]
     return [f"{point['learning_rate']:.3g}", f"{point['min_lr']:.3g}",
             f"{point['embed_lr_mult']:.4g}", scale, r, f"{point['input_multiplier']:.3g}",
             losses[0], ", ".join(losses[1:]) or "-"]
-
-
-def tuning_picture(table):
-    """Loss against each axis on which some arm has several values: every run a marker, a line
-    through the lowest loss at each value, a ring around each arm's choice."""
-    labels = {"r": "r = embed_lr_mult / rms(e) at the start", "learning_rate": "learning_rate",
-              "scale": "rms(e) at the start", "input_multiplier": "input_multiplier"}
-    keys = [key for key in labels
-            if any(len({p[key] for p in row["grid"]}) > 1 for row in table["arms"].values())]
-    figure, axes = panels(max(1, len(keys)), 6.4, 5)
-    for ax, key in zip(axes, keys):
-        for name, row in table["arms"].items():
-            points = [p for p in row["grid"] if p[key] is not None and p["val_loss"] is not None]
-            values = sorted({p[key] for p in points})
-            if len(values) < 2:
-                continue
-            style = look(name)
-            ax.plot(values, [lowest_at(points, key, value) for value in values], lw=1.4, ms=6,
-                    label=name, **style)
-            ax.plot([p[key] for p in points], [p["val_loss"] for p in points], style["marker"],
-                    color=style["color"], ms=3, alpha=0.5)
-            if row["best"][key] is not None:
-                ax.plot(row["best"][key], row["best"]["val_loss"], "o", ms=12, mfc="none",
-                        color=style["color"])
-        ax.set(xscale="log", xlabel=labels[key],
-               title="line: lowest at each; ring: chosen; small: the rest",
-               ylabel=f"validation loss after {table['steps']:,} steps (nats per token)")
-        ax.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
-        ax.xaxis.set_minor_formatter(NullFormatter())
-        if key == "learning_rate":
-            ax.set_xticks(sorted({x for line in ax.lines for x in line.get_xdata()}), minor=False)
-        if ax.lines:
-            ax.legend(fontsize=8)
-    return figure

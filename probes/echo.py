@@ -1,9 +1,10 @@
-"""Does a word that the prompt has become likelier at its second place, and is it so for misspelled
-and made-up words too?
+"""In-context copying: does having a word in the prompt make it likelier later, and is it so for
+misspelled and made-up words too?
 
-Teacher-forced, in nats: log p(w | the prompt with w) - log p(w | the prompt with w'), summed over
-w's tokens at its second place. w' is the clean word for a typo and for a novel word, the typo for
-the clean word. A small model that never says a word again by sampling still shows this."""
+The copy log-ratio, teacher-forced, in nats: log p(w | the prompt with w) - log p(w | the prompt
+with w'), summed over the tokens of w where the prompt ends. w' is the clean word for a typo and for
+a novel word, the typo for the clean word. A small model that never repeats a word in its samples
+still shows this."""
 import numpy as np
 import torch
 
@@ -48,8 +49,9 @@ def log_prob(model, tok, before, text, head=None):
 
 @torch.no_grad()
 def echo_log_probs(model, tok, template, word, other, head=None):
-    """(log p(w | the prompt with w), log p(w | the prompt with w')) of w = `word`, w' = `other`, at
-    w's second place, in nats. `template` has {} twice; what follows the second one is not read."""
+    """(log p(w | the prompt with w), log p(w | the prompt with w')) of w = `word`, w' = `other`, in
+    nats. `template` has {} twice: the word in the prompt, and where w is scored; what follows the
+    second {} is not read."""
     start, between, _ = template.split("{}")
     space = " " if between.endswith(" ") else ""  # a space belongs to the word after it
     between = between[:len(between) - len(space)]
@@ -58,8 +60,8 @@ def echo_log_probs(model, tok, template, word, other, head=None):
 
 
 def echo_nats(model, tok, template, word, other, head=None):
-    """How many nats likelier `word` is at its second place for having stood at the first, where
-    `other` stands instead."""
+    """The copy log-ratio: how many nats likelier `word` is at the second {} when `word`, and not
+    `other`, is at the first."""
     with_word, with_other = echo_log_probs(model, tok, template, word, other, head)
     return with_word - with_other
 
@@ -118,12 +120,12 @@ def tables(found, echoes, prompts):
         rows.append([arm, len(found[arm]), *cells])
         if differences:
             gaps.append([arm, *differences])
-    text = ["How much likelier a word is at its second place for having stood at the first: "
-            "log p(w | the prompt with w) - log p(w | the prompt with w'), teacher-forced, in nats "
-            "over the word's tokens; w' is the clean word for a typo and a novel word, the typo "
-            f"for the clean word. Means over {prompts} prompts and the seeds with 95 % intervals "
-            "over prompts (drawn anew) crossed with seeds (Student; with one seed the interval "
-            "holds for that training run), and the share of prompts above 0:",
+    text = ["In-context copying: the copy log-ratio, log p(w | the prompt with w) - log p(w | the "
+            "prompt with w'), teacher-forced, in nats over the word's tokens; w' is the clean word "
+            f"for a typo and a novel word, the typo for the clean word. Means over {prompts} "
+            "prompts and the seeds with 95 % intervals over prompts (bootstrap) crossed with "
+            "seeds (Student; with one seed the interval holds for that training run), and the "
+            "share of prompts above 0:",
             markdown_table(["arm", "seeds", *KINDS], rows)]
     if gaps:
         text += [f"The same, minus {next(iter(echoes))}'s, over the seeds that both have:",
@@ -139,7 +141,7 @@ def draw(echoes):
         x = np.arange(len(kinds)) + (i - (len(echoes) - 1) / 2) * 0.06
         draw_bars(ax, arm, x, [numbers["mean"] for numbers in kinds.values()], low, high, "")
     ax.axhline(0, color="0.5", lw=0.8)
-    ax.set(xticks=range(len(KINDS)), xticklabels=KINDS, ylabel="nats for having stood there before",
-           title="A word at its second place (bars: 95 %, prompts crossed with seeds)")
+    ax.set(xticks=range(len(KINDS)), xticklabels=KINDS, ylabel="copy log-ratio (nats)",
+           title="In-context copying (bars: 95 %, prompts crossed with seeds)")
     ax.legend(fontsize=8)
     return figure

@@ -1,4 +1,4 @@
-"""Is a word of the prompt (normal, misspelled, made up) said again in the continuation, exactly or
+"""Does the continuation repeat a word of the prompt (normal, misspelled, made up), exactly or
 within one edit?"""
 import itertools
 
@@ -6,13 +6,12 @@ import numpy as np
 import torch
 
 from lib.errors import InputError, whole_number
-from lib.generation import generate
+from lib.generation import generate, prompt_ids
 from lib.plots import draw_bars, panels
 from lib.tables import markdown_table
 from lib.stats import share_interval
 from probes.shared import (PROMPTS, edit_distance, interval, measure_runs, normal, read_rows, save,
                            words)
-from sample import prompt_ids, side_by_side
 
 SAMPLER = {"max_new_tokens": 30, "temperature": 0.7, "top_p": 0.9}  # arXiv 2605.29459
 KINDS = ["normal", "typo", "novel", "typo in one slot", "novel in one slot"]
@@ -47,7 +46,7 @@ def find_echoes(text, word):
 
 def continuations(model, tok, ids, samples, word=""):
     """Continue ids (1, T) `samples` times with the paper's sampler and seed -> list of str, each up
-    to <|endoftext|>. `word`: what the slot stands for, which a coded head can say."""
+    to <|endoftext|>. `word`: what the slot is, which a coded head can say."""
     generator = torch.Generator(ids.device).manual_seed(42)
     steps = generate(model, ids.repeat(samples, 1), generator=generator, **SAMPLER)
     texts = []
@@ -60,20 +59,13 @@ def continuations(model, tok, ids, samples, word=""):
     return texts
 
 
-def print_samples(prompts, found):
-    """Each arm's first sample of each misspelled or novel prompt, four arms side by side, the word
-    highlighted in a terminal."""
-    for row, kind in itertools.product(prompts, KINDS):
-        word, columns = row[kind.split()[0]], []
-        for arm, seeds in found.items():
-            for record in next(iter(seeds.values())):
-                if (record["kind"], record["prompt"]) == (kind, row["prompt"]):
-                    columns.append((arm, record["samples"][0]["text"]))
-        if kind == "normal" or not columns:
-            continue
-        print(f'"{row["prompt"].replace("{}", word)}" ({kind})')
-        for i in range(0, len(columns), 4):
-            side_by_side(columns[i:i + 4], word)
+def print_samples(prompts, samples):
+    """Each arm's first sample of each prompt that has a misspelled or novel word."""
+    for (i, row), kind in itertools.product(enumerate(prompts), KINDS[1:]):
+        print(f'"{row["prompt"].replace("{}", row[kind.split()[0]])}" ({kind})')
+        for arm, texts in samples.items():
+            if texts[kind]:
+                print(f"  {arm}: {' '.join(texts[kind][i].split())}")
 
 
 def says(record, limit):
@@ -122,11 +114,12 @@ def main(args):
             tick()
         return records
     found, runs = measure_runs(args.runs, args.tuned, len(prompts) * len(KINDS), measure)
-    print_samples(prompts, found)
+    samples = first_samples(found)
+    print_samples(prompts, samples)
     rates = count_echoes(found, args.samples)
     text = [f"How often a continuation says the prompt's word again: {len(prompts)} prompts x "
             f"{args.samples} samples a run, 30 new tokens, temperature 0.7, top-p 0.9, seed 42. "
-            "The 95 % intervals are over prompts (drawn anew, each with all its samples) crossed "
+            "The 95 % intervals are over prompts (bootstrap, each with all its samples) crossed "
             "with seeds (Student); where fewer than five prompts bring the word back, or all but a "
             "few do, each prompt counts as one trial (Wilson). In one slot: the word's bytes as a "
             "single token, which only codes that read bytes can."]
@@ -137,7 +130,7 @@ def main(args):
                     "there is nothing to draw.")
     save(args, text + tables(rates) + [PUBLISHED],
          {"runs": runs, "sampler": SAMPLER | {"seed": 42, "samples": args.samples}, "rates": rates,
-          "prompts": [row["prompt"] for row in prompts], "first_samples": first_samples(found)},
+          "prompts": [row["prompt"] for row in prompts], "first_samples": samples},
          draw(rates) if said else None)
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from codes import kron_cosine
 from lib import tokenizer
 from lib.run_folder import load_model
 from lib.errors import InputError
@@ -14,7 +15,7 @@ from lib.tables import markdown_table
 from lib.plots import panels
 from probes.public import read_embedding, read_vocabulary
 from probes.shared import PROMPTS, edit_distance, nearest, read_families, save
-from probes.spaces import (jaccard, kron_cosine, kron_rows, rows_and_rank, study_space, truncation,
+from probes.spaces import (PUBLISHED_P, jaccard, kron_code, rows_and_rank, study_space, truncation,
                            typographic)
 
 FALLOFF = {"run": "runs RUN ran running rerun",
@@ -67,7 +68,7 @@ def study_model(model, tensor, words, families):
     noise = torch.randn(table.shape, generator=torch.Generator().manual_seed(0),
                         dtype=torch.bfloat16)  # half the memory of a large table
     spaces = {"trained": lambda i: table[i].float(), "random": lambda i: noise[i].float(),
-              "Kronecker": kron_rows(strings)}
+              "Kronecker": kron_code(strings)}
     texts = [raw.decode(errors="replace") for raw in strings]
     members = [list(find(family).values()) for _, family in families.values()]
     studied = {}
@@ -96,14 +97,13 @@ def study_vocabulary(strings, words):
     """The five tokens nearest to each " word" in Kronecker space: {word: [(text, cosine), ...]}."""
     ids = torch.tensor([i for i, raw in enumerate(strings) if raw])
     spelled = [f" {word}".encode() for word in words]
-    rows = kron_rows(strings + spelled)
+    rows = kron_code(strings + spelled)
     index = {raw: i for i, raw in reversed(list(enumerate(strings)))}
     own = [index.get(raw, -1) for raw in spelled]
     best, _ = nearest(rows(len(strings) + torch.arange(len(words))), own, rows, ids, 5)
     near = {}
-    for word, raw, row in zip(words, spelled, best):
-        near[word] = [(strings[i].decode(errors="replace"), kron_cosine(raw, strings[i]))
-                      for i in row]
+    for word, row in zip(words, best):
+        near[word] = [(strings[i].decode(errors="replace"), cosine) for i, cosine in row]
     return near
 
 
@@ -123,7 +123,8 @@ def main(args):
         for variant in variants.split():
             falloff.append({"anchor": anchor, "variant": variant,
                             "edits": edit_distance(anchor, variant),
-                            "cosine": kron_cosine(anchor.encode(), variant.encode())})
+                            "cosine": kron_cosine(anchor.encode(), variant.encode(),
+                                                  PUBLISHED_P)})
     use = {}
     for pos_dim in WIDTHS:
         rows, rank = rows_and_rank(strings, pos_dim)

@@ -80,7 +80,7 @@ def study(model, tok, families):
         near, itself = nearest(queries[level], own, lambda i: table[i], ids, 10, mean)
         lms = []
         for row, (family, word) in zip(near, words):
-            lms.append(shares([texts[i] for i in row], word, *families[family]))
+            lms.append(shares([texts[i] for i, _ in row], word, *families[family]))
         lms = np.array(lms)  # (words, 3)
         numbers = {}
         for family in families:
@@ -113,7 +113,7 @@ def main(args):
          draw(found))
 
 
-def over_seeds(seeds, stage, level, key):
+def values_of(seeds, stage, level, key):
     """One number or triple a seed: (seeds,) or (seeds, 3); nan for a None."""
     return np.array([stages[stage][level][key] for stages in seeds.values()], float)
 
@@ -127,10 +127,10 @@ def aggregate(found):
         for stage, by_level in next(iter(seeds.values())).items():
             levels[arm][stage] = {}
             for level, keys in by_level.items():
-                means = {key: over_seeds(seeds, stage, level, key).mean(0).tolist() for key in keys}
+                means = {key: values_of(seeds, stage, level, key).mean(0).tolist() for key in keys}
                 if keys["self_retrieval"] is None:
                     means["self_retrieval"] = None
-                overall = over_seeds(seeds, stage, level, "overall")
+                overall = values_of(seeds, stage, level, "overall")
                 means["sd"] = overall.std(0, ddof=1).tolist() if len(overall) > 1 else None
                 levels[arm][stage][level] = means
     return levels
@@ -148,8 +148,7 @@ def tables(found, families, split):
     text = ["L / M / S: the share of the ten nearest tokens (by cosine, mean-centred, the word's "
             "own token left out) that is no typographic variant / contains the family's root / is "
             "in the family. Words have a leading space; means over seeds. Step 0: the same model "
-            "before its first step; what stands there too is a property of the code, not of "
-            "training.",
+            "before its first step; what it has too is a property of the code, not of training.",
             f"Of the {len(words)} words {len(split)} are several tokens in this vocabulary: codes "
             "that read bytes encode their whole bytes, the other arms average their tokens' rows. "
             f"They are: {several}."]
@@ -191,9 +190,9 @@ def draw(found):
     for j, (ax, title) in enumerate(zip(axes, titles)):
         for i, (arm, seeds) in enumerate(found.items()):
             x = np.arange(len(names)) + (i - (len(found) - 1) / 2) * 0.04
-            y = np.array([over_seeds(seeds, "trained", level, "overall")[:, j] for level in names])
+            y = np.array([values_of(seeds, "trained", level, "overall")[:, j] for level in names])
             draw_bars(ax, arm, x, y.mean(1), y.min(1), y.max(1))  # y (levels, seeds)
-            y = np.array([over_seeds(seeds, "step 0", level, "overall")[:, j] for level in names])
+            y = np.array([values_of(seeds, "step 0", level, "overall")[:, j] for level in names])
             ax.plot(x, y.mean(1), ls="", mfc="none", color=look(arm)["color"],
                     marker=look(arm)["marker"], label="step 0" if i == 0 else None)
         ax.set(xticks=range(len(names)), xticklabels=names, xlabel="level (bars: range over seeds)",

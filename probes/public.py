@@ -1,10 +1,10 @@
-"""Public models in, of which only what is needed is read: the input table out of a safetensors
-file, and the bytes of each token out of tokenizer.json. A folder, or a Hub id."""
+"""Public models: their input table, read by ranges out of a safetensors file, and the bytes of each
+token out of tokenizer.json. A folder, or OWNER/NAME of the Hub."""
 import json
 import os
 import re
 import struct
-from pathlib import Path
+from contextlib import contextmanager
 
 import torch
 from tqdm import tqdm
@@ -21,61 +21,34 @@ DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF1
 PIECE = 2**26  # bytes that are asked for at once
 
 
-def read_file(model, name, start=0, end=None):
-    """Bytes [start, end) of a file of a model, all of it if `end` is None.
-
-    FileNotFoundError if there is no such file, InputError if it cannot be read or is not as long
-    as that.
-    """
+def open_file(model, name):
+    """A model's file, opened for reading; of one on the Hub only what is read is fetched, with the
+    user's token. FileNotFoundError if it is not there, InputError if there is no such model."""
     if os.path.isdir(model):
-        with open(os.path.join(model, name), "rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            file.seek(min(start, size))  # a damaged header may say any number
-            data = file.read(size if end is None else min(end - start, size))
-    elif not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", model):
-        raise InputError(f"{model}: no such folder, and not a Hub id")
-    elif end is None:
-        data = fetch(model, name)
-    else:
-        data = bytearray()
-        with tqdm(desc=name, total=end - start, unit="B", unit_scale=True, delay=2) as bar:
-            while start + len(data) < end:
-                first = start + len(data)
-                piece = fetch(model, name, first, min(first + PIECE, end))
-                if len(piece) != min(PIECE, end - first):
-                    raise InputError(f"{model}/{name}: {len(piece):,} bytes came where "
-                                     f"{min(PIECE, end - first):,} were asked for")
-                data += piece
-                bar.update(len(piece))
-    if end is not None and len(data) != end - start:
-        raise InputError(f"{model}/{name}: {len(data):,} bytes came where {end - start:,} "
-                         "should be")
-    return bytearray(data)
-
-
-def fetch(model, name, start=None, end=None):
-    """Bytes of a file on the Hub, by a request that the Hub's own client sends: with the user's
-    token, HF_ENDPOINT, redirects, and retries of what passes. Errors as `read_file`."""
+        return open(os.path.join(model, name), "rb")
+    if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", model):
+        raise InputError(f"{model}: no such folder, and not OWNER/NAME of the Hub")
     try:
-        from huggingface_hub import constants, hf_hub_url
-        from huggingface_hub.errors import EntryNotFoundError
-        from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_backoff
+        from huggingface_hub import HfFileSystem
     except ImportError:
         raise InputError(f"{model}: to read a model from the Hub, pip install "
                          "huggingface_hub") from None
-    try:
-        headers = build_hf_headers()
-        if end is not None:
-            headers["Range"] = f"bytes={start}-{end - 1}"
-        url = hf_hub_url(model, name)
-        reply = http_backoff("GET", url, headers=headers,
-                             timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT)
-        hf_raise_for_status(reply)
-        return reply.content
-    except EntryNotFoundError:
-        raise FileNotFoundError(f"{model}: no {name} there") from None
-    except Exception as error:  # the errors of its network library have no name here
-        raise InputError(f"{model}/{name}: {error} ({type(error).__name__})") from None
+    return HfFileSystem().open(f"{model}/{name}", cache_type="none")
+
+
+def read_bytes(file, start, end):
+    """Bytes [start, end) of an open file. ValueError if it is not as long as that."""
+    data = bytearray()
+    file.seek(start)
+    with tqdm(total=end - start, unit="B", unit_scale=True, delay=2) as bar:
+        while len(data) < end - start:
+            wanted = min(PIECE, end - start - len(data))
+            piece = file.read(wanted)
+            if len(piece) != wanted:
+                raise ValueError(f"{len(piece):,} bytes came where {wanted:,} were asked for")
+            data += piece
+            bar.update(len(piece))
+    return data
 
 
 def choose_tensor(model, names, wanted=None):
@@ -98,6 +71,18 @@ def choose_tensor(model, names, wanted=None):
                      f"{', '.join(likely[:12])}{more}")
 
 
+@contextmanager
+def refusing(model, what):
+    """Whatever is wrong with a model, or on the way to it, is an InputError."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:  # those of the network library have no name in common
+        raise InputError(f"{model}: no {what} that can be read here "
+                         f"({type(error).__name__}: {error})") from None
+
+
 def read_embedding(model, wanted=None):
     """The input-embedding table of a safetensors model, in its own dtype: (its name, (V, d)).
     Reads the header and the table, nothing else.
@@ -106,47 +91,42 @@ def read_embedding(model, wanted=None):
     data_offsets}}, then the tensors' bytes; a model in several files has an index,
     {"weight_map": {tensor: file}}. InputError for anything else.
     """
-    try:
+    with refusing(model, "embedding"):
+        name, file_name = wanted, "model.safetensors"
         try:
-            index = read_file(model, "model.safetensors.index.json")
-            weight_map = dict(json.loads(index)["weight_map"])
-            name = choose_tensor(model, list(weight_map), wanted)
-            file = os.path.basename(weight_map[name])
+            with open_file(model, "model.safetensors.index.json") as index:
+                weight_map = dict(json.loads(index.read())["weight_map"])
         except FileNotFoundError:
-            file, name = "model.safetensors", None
-        (size,) = struct.unpack("<Q", read_file(model, file, 0, 8))
-        if size > 100_000_000:  # the format's own limit
-            raise ValueError(f"a header of {size:,} bytes")
-        header = json.loads(read_file(model, file, 8, 8 + size))
-        header.pop("__metadata__", None)
-        name = choose_tensor(model, list(header), wanted if name is None else name)
-        tensor = header[name]
-        if tensor["dtype"] not in DTYPES:
-            raise ValueError(f"{name} is of type {tensor['dtype']}, which is not read; of these "
-                             f"are: {', '.join(DTYPES)}")
-        dtype, shape = DTYPES[tensor["dtype"]], tensor["shape"]
-        start, end = tensor["data_offsets"]
-        if len(shape) != 2:
-            raise ValueError(f"{name} has the shape {shape}, no table")
-        rows, width = shape
-        if min(rows, width) < 1 or start < 0 or end - start != rows * width * dtype.itemsize:
-            raise ValueError(f"shape {shape} does not fit data_offsets {tensor['data_offsets']}")
-        data = read_file(model, file, 8 + size + start, 8 + size + end)
+            pass
+        else:
+            name = choose_tensor(model, list(weight_map), wanted)
+            file_name = os.path.basename(weight_map[name])
+        with open_file(model, file_name) as file:
+            size, = struct.unpack("<Q", read_bytes(file, 0, 8))
+            if size > 100_000_000:  # the format's own limit
+                raise ValueError(f"a header of {size:,} bytes")
+            header = json.loads(read_bytes(file, 8, 8 + size))
+            header.pop("__metadata__", None)
+            name = choose_tensor(model, list(header), name)
+            tensor = header[name]
+            if tensor["dtype"] not in DTYPES:
+                raise ValueError(f"{name} is of type {tensor['dtype']}, which is not read; of "
+                                 f"these are: {', '.join(DTYPES)}")
+            dtype, shape = DTYPES[tensor["dtype"]], tensor["shape"]
+            start, end = tensor["data_offsets"]
+            if len(shape) != 2:
+                raise ValueError(f"{name} has the shape {shape}, no table")
+            rows, width = shape
+            if min(rows, width) < 1 or start < 0 or end - start != rows * width * dtype.itemsize:
+                raise ValueError(f"shape {shape} does not fit data_offsets {start}, {end}")
+            data = read_bytes(file, 8 + size + start, 8 + size + end)
         return name, torch.frombuffer(data, dtype=dtype).view(rows, width)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise InputError(f"{model}: no embedding that can be read here "
-                         f"({type(error).__name__}: {error})") from None
 
 
 def read_vocabulary(model):
-    """The bytes of every id of a tokenizer.json, b"" for ids it does not name. `model`: a folder, a
-    Hub id, or the file itself. InputError if it is none that can be read."""
-    try:
-        if str(model).endswith(".json"):
-            raw = Path(model).read_bytes()
-        else:
-            raw = read_file(model, "tokenizer.json")
-        return hf_token_bytes(json.loads(raw))
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise InputError(f"{model}: no vocabulary that can be read here "
-                         f"({type(error).__name__}: {error})") from None
+    """The bytes of every id of a tokenizer.json, b"" for ids it does not name. `model`: a folder,
+    OWNER/NAME of the Hub, or the file itself. InputError if it is none that can be read."""
+    with refusing(model, "vocabulary"):
+        is_file = str(model).endswith(".json")
+        with open(model, "rb") if is_file else open_file(model, "tokenizer.json") as file:
+            return hf_token_bytes(json.loads(file.read()))

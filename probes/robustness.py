@@ -229,7 +229,7 @@ def tables(found):
         rows.append(row)
     if rows:
         text += ["Two by two, over the seeds that both have: the difference in top-1 kept (points) "
-                 "and in mean KL (nats), with 95 % intervals over pairs (drawn anew) crossed with "
+                 "and in mean KL (nats), with 95 % intervals over pairs (bootstrap) crossed with "
                  "seeds (Student); with one seed they hold for that training run. Only a, only b: "
                  "pairs whose top-1 the one keeps with more seeds than the other. p: exact test "
                  "over the pairs, for these very runs (McNemar's with one seed, with several the "

@@ -155,17 +155,17 @@ def nearest(queries, own, rows, candidates, k, mean=0.0):
     among equals.
 
     queries (n, d); own: the id of each query, -1 for none; rows: a function, ids (m,) -> (m, d);
-    candidates: ids (m,). Returns the k nearest ids other than its own for each, and whether its own
-    was the very nearest.
+    candidates: ids (m,). Returns for each the k nearest other than its own, [(id, cosine), ...],
+    and whether its own was the very nearest.
     """
     q = F.normalize(queries - mean, dim=-1)
     parts = [q @ F.normalize(rows(part) - mean, dim=-1).T for part in candidates.split(4096)]
     cosine = torch.cat(parts, 1)  # (n, m)
-    places = cosine.argsort(dim=1, descending=True, stable=True)[:, :k + 1]
+    best = cosine.argsort(dim=1, descending=True, stable=True)[:, :k + 1]
     near, itself = [], []
-    for id, best in zip(own, candidates[places].tolist()):
-        near.append([i for i in best if i != id][:k])
-        itself.append(best[0] == id)
+    for id, ids, values in zip(own, candidates[best].tolist(), cosine.gather(1, best).tolist()):
+        near.append([pair for pair in zip(ids, values) if pair[0] != id][:k])
+        itself.append(ids[0] == id)
     return near, itself
 
 

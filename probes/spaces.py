@@ -1,4 +1,5 @@
-"""Spaces that tokens lie in: Kronecker's, and what neighbours and families look like in any."""
+"""Measures of token vectors: neighbours and word families of any, and of Kronecker codes the rows
+in use, the rank, and which tokens share a code."""
 import itertools
 from collections import Counter
 
@@ -10,19 +11,14 @@ from codes import KroneckerEmbedding
 from lib.tokenizer import script_of
 from probes.shared import canonical, nearest
 
+PUBLISHED_P = 32  # bytes that 2605.29459's own encoder reads
+
 
 # ---- Kronecker space ---------------------------------------------------------------------------
 
-def kron_rows(strings, pos_dim=32):
-    """The Kronecker codes z of byte strings, as a function: ids (n,) -> (n, 256 P). 2605.29459, in
-    production with P = 32."""
+def kron_code(strings, pos_dim=PUBLISHED_P):
+    """The Kronecker codes z of byte strings, as a function: ids (n,) -> (n, 256 P)."""
     return KroneckerEmbedding(len(strings), 1, strings, pos_dim).code
-
-
-def kron_cosine(a, b, pos_dim=32):
-    """cos(z(a), z(b)) of two byte strings."""
-    z = kron_rows([a, b], pos_dim)(torch.arange(2)).double()
-    return F.cosine_similarity(z[0], z[1], dim=0).item()
 
 
 def sharing(strings, pos_dim):
@@ -95,7 +91,7 @@ def study_space(rows, ids, texts, words, families):
     mean = (sum(rows(part).double().sum(0) for part in ids.split(4096)) / len(ids)).float()
     own = list(words.values())
     best, _ = nearest(rows(torch.tensor(own)), own, rows, ids, 5)
-    near = {word: [texts[i] for i in row] for word, row in zip(words, best)}
+    near = {word: [texts[i] for i, _ in row] for word, row in zip(words, best)}
     inside = [pair for family in families for pair in itertools.combinations(family, 2)]
     inside = torch.tensor(inside, dtype=torch.int64).view(-1, 2).T
     random = torch.from_numpy(np.random.RandomState(0).randint(0, len(ids), (2, 2000)))

@@ -36,7 +36,7 @@ def group_names(grouping, arrays, count):
     if grouping == "script":
         return [str(name) for name in arrays["script_names"]]
     if grouping == "shared":
-        return ["own", "shared"]
+        return ["own", "shared"][:count]  # "own" alone where no two tokens share their bytes
     if grouping == "seen":
         return [seen_name(k) for k in range(count)]
     return [str(n) if n < LONG else f"{LONG} or more" for n in range(count)]

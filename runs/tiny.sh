@@ -1,13 +1,12 @@
 #!/usr/bin/env bash
-# The CPU evidence of results/PLAN.md, part two: every line of results/tiny2/plan.tsv, two runs side by side, one thread each. About
-# 9 hours of two cores with bfloat16 units, 25 without; 6 GB in out/.
+# The CPU evidence of results/PLAN.md, part two: every line of results/tiny2/plan.tsv, two runs side by
+# side, one thread each. About 9 hours of two cores with bfloat16 units, 25 without; 6 GB in out/.
 #
-#     bash runs/tiny.sh                     # finished runs are skipped, stopped ones go on
-#     ITEMS="1 2" SEEDS=21 bash runs/tiny.sh     # some items, in that order, one seed; LIST=1 prints what is to be run
-#     bash runs/tiny.sh --device=cuda       # options go to train.py
+#     bash runs/tiny.sh                            # finished runs are skipped, stopped ones go on
+#     bash runs/tiny.sh --items 1 2 --seeds 21     # some items, in that order, one seed; --list prints what is to be run
+#     bash runs/tiny.sh --device=cuda              # options that are no option of runs/plan.py go to train.py
 #
 # Item 3 needs the text of data/freedocs-16384; results/PLAN.md says what it is.
-source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
-[ "${LIST:-}" ] || [ -d data/docstrings ] || python prepare.py docstrings
-python -m runs.plan results/tiny2 ${ITEMS:+--items $ITEMS} ${SEEDS:+--seeds $SEEDS} ${ONLY:+--only "$ONLY"} \
-    ${JOBS:+--jobs "$JOBS"} ${LIST:+--list} "$@"
+source "$(dirname "$0")/setup.sh"
+[ -d data/docstrings ] || python prepare.py docstrings
+python -m runs.plan results/tiny2 "$@"

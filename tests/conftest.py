@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -28,10 +29,9 @@ from lib import plots, tokenizer  # noqa: E402
 from lib.run_folder import build_model  # noqa: E402
 from lib.errors import run  # noqa: E402
 from lib.config import compose  # noqa: E402
-from lib.distributed import Place  # noqa: E402
 
 ARMS = [arm for arm in plots.ARMS if (ROOT / "configs" / f"{arm}.py").is_file()]
-CPU = Place(0, 1, torch.device("cpu"))
+CPU = torch.device("cpu")
 UNSCALED = torch.amp.GradScaler("cpu", enabled=False)  # what train_step takes where not float16
 CORES = len(os.sched_getaffinity(0))
 
@@ -163,17 +163,30 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(scope="session", autouse=True)
 def ahead(request, tmp_path_factory):
     """What takes long to make is begun at once, beside the tests that do not need it:
-    {fixture: Future}."""
+    {fixture: Future}. Of several pytest-xdist workers one makes it and the others wait."""
     needed = {name for item in request.session.items for name in item.fixturenames}
-    folder = tmp_path_factory.mktemp("docstrings")
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent  # that of all workers
     work = {"docstrings": make_docstrings, "runs": make_runs}
     with ThreadPoolExecutor(1) as pool:
-        yield {name: pool.submit(make, folder) for name, make in work.items() if name in needed}
+        yield {name: pool.submit(make_once, make, folder / "docstrings")
+               for name, make in work.items() if name in needed}
+
+
+def make_once(make, folder):
+    """Call make(folder) unless another process has; returns the folder."""
+    done = folder.with_name(f"{make.__name__}.done")
+    with FileLock(f"{done}.lock"):
+        if not done.exists():
+            folder.mkdir(exist_ok=True)
+            make(folder)
+            done.touch()
+    return folder
 
 
 def make_docstrings(folder):
     script("prepare.py", "docstrings", cwd=folder)
-    return folder
 
 
 @pytest.fixture(scope="session")
@@ -187,27 +200,28 @@ def data_dir(docstrings):
     return docstrings / "data" / "docstrings"
 
 
-def make_runs(docstrings):
-    jobs = {arm: ([f"config/{arm}.py", *SHORT], 0)
-            for arm in ("bpe_tied", "kron", "binary", "affine", "random")}
-    jobs["bpe_tied"][0].append(f"--max_steps={LONG}")
-    jobs["seed2"] = ["config/binary.py", *SHORT, "--seed=2", "--max_steps=5"], 0
-    jobs["ranks2"] = ["config/kron.py", *SHORT, "--batch_size=2",
-                      "--gradient_accumulation_steps=4"], 2
+SHORT_RUNS = {arm: [f"config/{arm}.py", *SHORT]
+              for arm in ("bpe_tied", "kron", "binary", "affine", "random")}
+SHORT_RUNS["bpe_tied"].append(f"--max_steps={LONG}")
+SHORT_RUNS["seed2"] = ["config/binary.py", *SHORT, "--seed=2", "--max_steps=5"]
+SHORT_RUNS["ranks2"] = ["config/kron.py", *SHORT, "--batch_size=2",
+                        "--gradient_accumulation_steps=4"]
 
-    def job(name):
-        argv, ranks = jobs[name]
-        script("train.py", "config/tiny.py", *argv, f"--name={name}", cwd=docstrings, ranks=ranks)
-        return name, docstrings / "out" / name
+
+def make_runs(docstrings):
+    def train(name):
+        script("train.py", "config/tiny.py", *SHORT_RUNS[name], f"--name={name}", cwd=docstrings,
+               ranks=2 if name == "ranks2" else 0)
     with ThreadPoolExecutor(CORES) as pool:
-        return dict(pool.map(job, sorted(jobs, key=lambda name: name != "ranks2")))
+        list(pool.map(train, sorted(SHORT_RUNS, key=lambda name: name != "ranks2")))
 
 
 @pytest.fixture(scope="session")
 def runs(docstrings, ahead):
     """{name: out/NAME} of short real runs on the docstrings: a handful of arms, another seed, and
     two ranks that accumulate two micro-batches."""
-    return ahead["runs"].result()
+    out = ahead["runs"].result() / "out"
+    return {name: out / name for name in SHORT_RUNS}
 
 
 def records(run):

@@ -22,11 +22,12 @@ SHAPE = ["--dataset=small", "--n_layer=1", "--n_head=2", "--n_embd=36", "--block
 
 class LengthEmbedding(nn.Module):
     """e(t) = W[how many bytes t has]: what the length of a token alone is worth."""
-    lifts, head_lifts, reads_bytes, natural_std = ("linear",), (), False, 0.02
+    lifts, head_lifts, reads_bytes, default_std = ("linear",), (), False, 0.02
+    arguments, options = ("token_bytes", "std"), {}
 
     def __init__(self, num_embeddings, embedding_dim, token_bytes, std=None):
         super().__init__()
-        self.std = std or self.natural_std
+        self.std = std or self.default_std
         self.weight = nn.Parameter(torch.empty(256, embedding_dim))
         length = torch.tensor([min(len(raw), 255) for raw in token_bytes])
         length = F.pad(length, (0, num_embeddings - len(length)))
@@ -60,8 +61,8 @@ def test_an_arm_of_ones_own_trains_and_is_compared_probed_and_sampled(fork, call
     capsys.readouterr()
     assert call(compare.main, *runs, "--baseline=bpe_untied", "--out=results/a", cwd=fork) == 0
     assert "length" in capsys.readouterr().out
-    assert call(probe.main, "norms", *runs, "--out=results/b", cwd=fork) == 0
-    assert "length" in (fork / "results" / "b.md").read_text()
+    assert call(probe.main, "norms", *runs, cwd=fork) == 0
+    assert "length" in (fork / "out" / "probe-norms.md").read_text()
     capsys.readouterr()
     assert call(sample.main, runs[0], "--prompt=Return the", "--max_new_tokens=5", cwd=fork) == 0
     assert capsys.readouterr().out.startswith("Return the")
@@ -83,9 +84,9 @@ def test_an_arm_that_reads_its_neighbours_is_not_sampled(fork, refuse, call, mon
     assert "reads more than each token's own id" in line
 
 
-@pytest.mark.parametrize("arm", OF_THE_PROJECT)
-def test_no_arm_of_the_project_reads_its_neighbours(arm, bpe):
-    refuse_context(build(arm, bpe).eval(), arm)
+def test_no_arm_of_the_project_reads_its_neighbours(bpe):
+    for arm in OF_THE_PROJECT:
+        refuse_context(build(arm, bpe).eval(), arm)
 
 
 def test_an_unknown_code_is_an_error(fork, refuse, monkeypatch):

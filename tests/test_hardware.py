@@ -7,14 +7,12 @@ import torch
 
 import train
 from conftest import config_of, error_line, records, series
-from lib import distributed, estimate, hardware
-from lib.run_folder import fingerprint, load_checkpoint, save_checkpoint
+from lib import distributed, hardware
+from lib.run_folder import load_checkpoint, save_checkpoint
 from lib.errors import InputError
 from lib.config import check
-from lib.data import Data, to_device
-from lib.hardware import GPUS, Hardware, described, parse_gpus, this_hardware
-from lib.distributed import Place
-from toy import TOY, folder, train_in  # noqa: F401
+from lib.hardware import Hardware, described, parse_gpus
+from toy import TOY, folder, same_state, train_in  # noqa: F401
 
 
 # ---- what is chosen ----------------------------------------------------------------------------
@@ -40,11 +38,6 @@ def test_each_gpu_gets_the_number_format_that_it_multiplies(gpu, dtype, compiled
                                                                                     "False")
 
 
-def test_every_gpu_of_the_table_is_tested():
-    tested = test_each_gpu_gets_the_number_format_that_it_multiplies.pytestmark[0].args[1]
-    assert {gpu for gpu, _, _ in tested} == set(GPUS)
-
-
 def test_machines_without_a_gpu_for_cuda():
     """A CPU with and without bfloat16 units; a Mac, whose GPU is used on request."""
     assert chosen(Hardware()) == ("cpu", "float32", "False")
@@ -55,19 +48,6 @@ def test_machines_without_a_gpu_for_cuda():
     assert chosen(described("A100", 8), "--device=cpu", world=8) == ("cpu", "float32", "False")
     no_compiler = Hardware(gpus=1, capability=(8, 6), compiler=False)  # as on Windows
     assert chosen(no_compiler) == ("cuda", "bfloat16", "False")
-
-
-def test_torch_is_asked_for_the_capability_not_for_emulation(monkeypatch):
-    """`is_bf16_supported()` says True on a T4, which would emulate it: nobody asks."""
-    def asked(*_, **__):
-        raise AssertionError("is_bf16_supported was asked")
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", asked)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (7, 5))
-    found = this_hardware()
-    assert (found.gpus, found.capability) == (2, (7, 5))
-    assert chosen(found)[:2] == ("cuda", "float16")
 
 
 @pytest.mark.parametrize("found, options, world, says", [
@@ -88,15 +68,6 @@ def test_what_the_hardware_has_not_is_one_line(monkeypatch, found, options, worl
     with pytest.raises(InputError, match=re.escape(says)) as refused:
         chosen(found, *options.split(), world=world)
     assert "\n" not in str(refused.value)
-
-
-def test_batches_go_to_the_device_that_is_asked_for(small_data, monkeypatch):
-    """Also to one that is neither a CPU nor CUDA, as MPS is."""
-    monkeypatch.chdir(small_data)
-    rows = Data("small", 16).read("train", [0, 1])
-    for device in ("cpu", "meta"):
-        x, y = to_device(rows, torch.device(device))
-        assert x.device.type == y.device.type == device and x.shape == y.shape == (2, 16)
 
 
 # ---- a GPU that somebody else has --------------------------------------------------------------
@@ -183,9 +154,10 @@ def test_float16_trains_and_resumes_bit_for_bit(folder, train_in):
         for after in stops:
             out = train_in("--dtype=float16", after=after)
         checkpoint = load_checkpoint(out)
-        ends.append((series(out, "loss"), series(out, "val_loss"), fingerprint(checkpoint)))
+        ends.append((series(out, "loss"), series(out, "val_loss"), checkpoint))
         shutil.move(out, folder / f"{len(stops)}")
-    assert ends[0] == ends[1] and sorted(ends[0][0]) == [1, 2, 3, 4, 5, 6]
+    assert ends[0][:2] == ends[1][:2] and same_state(ends[0][2], ends[1][2])
+    assert sorted(ends[0][0]) == [1, 2, 3, 4, 5, 6]
     assert ends[0][0][6] < ends[0][0][1]
     assert checkpoint["scaler"]["scale"] == 65536 and checkpoint["scaler"]["_growth_tracker"] == 6
 
@@ -228,10 +200,9 @@ def test_out_of_memory_names_a_command_that_goes_on(folder, call, capsys, monkey
     real = train.train_step
 
     def full(step, *rest):
-        @distributed.failures_in_one_line
-        def allocate(*_):
+        if step == 3:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
-        return allocate(*rest) if step == 3 else real(step, *rest)
+        return real(step, *rest)
     with monkeypatch.context() as patch:
         patch.setattr(train, "train_step", full)
         assert call(train.main, *TOY, cwd=folder) == 2
@@ -249,7 +220,6 @@ def test_out_of_memory_names_a_command_that_goes_on(folder, call, capsys, monkey
 
 
 @pytest.mark.parametrize("error", [
-    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
     RuntimeError("[enforce fail at alloc_cpu.cpp:125] err == 0. DefaultCPUAllocator: can't "
                  "allocate memory: you tried to allocate 8 bytes."),
     RuntimeError("MPS backend out of memory (MPS allocated: 17.50 GB)"),
@@ -257,25 +227,15 @@ def test_out_of_memory_names_a_command_that_goes_on(folder, call, capsys, monkey
 @pytest.mark.parametrize("batch, steps, world, says", [
     (16, 32, 8, "with 16 sequences at once; --batch_size=8 --gradient_accumulation_steps=64"),
     (5, 1, 1, "--batch_size=1 --gradient_accumulation_steps=5"),
-    (16, 1, 8, "with 2 sequences at once; --batch_size=1 --gradient_accumulation_steps=16"),
     (1, 8, 1, "a smaller model or --block_size is needed")])
-def test_every_way_to_be_out_of_memory(error, batch, steps, world, says):
-    """The advice divides evenly over the ranks, whatever the micro-batch was."""
+def test_every_way_to_be_out_of_memory(monkeypatch, error, batch, steps, world, says):
+    """The advice divides evenly over the ranks, whatever the micro-batch was; another error stays
+    what it is."""
     config = config_of(f"--batch_size={batch}", f"--gradient_accumulation_steps={steps}")
-
-    @distributed.failures_in_one_line
-    def step(config, place):
-        raise error
-    with pytest.raises(InputError, match=f"out of memory .*{says}"):
-        step(config, Place(0, world, torch.device("cpu")))
-
-
-def test_other_errors_stay_what_they_are():
-    @distributed.failures_in_one_line
-    def step(config, place):
-        raise RuntimeError("a bug")
-    with pytest.raises(RuntimeError, match="^a bug$"):
-        step(config_of(), Place(0, 1, torch.device("cpu")))
+    monkeypatch.setenv("WORLD_SIZE", str(world))
+    assert re.search(f"out of memory .*{says}", str(distributed.in_one_line(error, config)))
+    bug = RuntimeError("a bug")
+    assert distributed.in_one_line(bug, config) is bug
 
 
 def test_a_missing_compiler_is_one_line(folder, call, capsys, monkeypatch):
@@ -290,17 +250,6 @@ def test_a_missing_compiler_is_one_line(folder, call, capsys, monkeypatch):
     assert call(train.main, *TOY, "--compile=False", cwd=folder) == 0
 
 
-def test_long_steps_are_told_to_torchrun(monkeypatch):
-    """A graceful stop finishes a step: where that alone may exceed what torchrun waits, the line
-    names the setting that fits, and is silent once it is made."""
-    assert distributed.slow_step(40) == ""  # nobody kills without torchrun
-    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
-    assert distributed.slow_step(3) == ""
-    key, value = re.search(r"(\w+)=(\d+)$", distributed.slow_step(40)).groups()
-    monkeypatch.setenv(key, value)
-    assert int(value) > 80 and distributed.slow_step(40) == ""
-
-
 def test_a_run_says_that_its_steps_are_long(folder, call, capsys, monkeypatch):
     """In the line of its second step, once; here no step is short enough."""
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
@@ -311,8 +260,3 @@ def test_a_run_says_that_its_steps_are_long(folder, call, capsys, monkeypatch):
     assert re.search(r"start with TORCH_ELASTIC_SHUTDOWN_TIMEOUT=\d+$", said[0])
 
 
-def test_estimates_know_the_vendors_figures():
-    """A GPU's name is what torch.cuda.get_device_name contains; its room is below its memory."""
-    for name, gpu in GPUS.items():
-        assert 4 <= gpu.memory <= 141 and 5e12 < gpu.flops < 1e15 and gpu.capability >= (6, 0)
-    assert estimate.GPUS is GPUS

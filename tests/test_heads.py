@@ -11,13 +11,12 @@ from torch.func import functional_call
 
 import train
 from conftest import ROOT
-from lib.errors import InputError
-from lib.run_folder import (build_model, fingerprint, load_checkpoint, load_model, read_log,
-                            save_checkpoint)
-from lib.config import read_config, check_shape
+from lib.config import read_config
 from lib.generation import generate
+from lib.run_folder import load_checkpoint, read_log
 from model import CODES, GPT, GPTConfig
 from rivals import deal
+from toy import same_state
 from test_rivals import V, dense_code, text, tokens  # noqa: F401, fixtures are used by name
 
 CODED = [(code, head) for code, kind in CODES.items() for head in ("tied", "code")
@@ -68,12 +67,11 @@ FIRST = {("binary", "tied"): 0.6, ("affine", "tied"): 0.6, ("kron_shuffled", "ti
 
 
 @pytest.mark.parametrize("d, limit, code, head", [
-    *((192, FIRST.get(pair, 0.15), *pair) for pair in CODED),
-    *((768, 0.25, *pair) for pair in CODED if pair[0] in ("kron", "phase", "lowrank"))])
+    (192, FIRST.get(pair, 0.15), *pair) for pair in CODED])
 def test_first_loss(tokens, text, d, limit, code, head):
     """At the start the model knows nothing: ln V, nearly."""
-    model = gpt(tokens, code, head, n_embd=d, n_head=6, block_size=64)
-    n = 4096 if d == 192 else 1024  # tokens
+    model = gpt(tokens, code, head, n_embd=d, n_head=6, n_layer=1, block_size=64)
+    n = 1024  # tokens
     with torch.no_grad():
         loss = model(text[:n].view(-1, 64), text[1:n + 1].view(-1, 64)).item()
     assert loss == pytest.approx(math.log(V), abs=limit)
@@ -94,7 +92,7 @@ def test_logits_are_the_explicit_product(tokens, text, code, head):
 
 
 @pytest.mark.parametrize("head", ["tied", "code"])
-@pytest.mark.parametrize("code", ["kron", "kron_shuffled", "trigram", "phase", "lowrank"])
+@pytest.mark.parametrize("code", ["kron", "kron_shuffled", "phase", "lowrank"])
 def test_gradients_equal_a_dense_construction(tokens, text, code, head):
     """Loss and gradients are those of a plain GPT whose V x d table and head are written out as
     dense code times W: with `tied` both parts flow into the one W."""
@@ -149,17 +147,6 @@ def test_cached_generation_equals_uncached(tokens, text, code, head, bias):
     said = [torch.stack(list(generate(model, start, 40, temperature=0, use_cache=use)))
             for use in (True, False)]
     assert torch.equal(*said) and said[0].max() < V and len(said[0].unique()) > 1
-
-
-@pytest.mark.parametrize("code, head", FEW)
-def test_checkpoint_reloads(bpe, tmp_path, text, code, head):
-    """What was saved says the same when it is loaded."""
-    config = vars(gpt([b"x"] * 2, code, head, head_bias="zero").config)
-    model = randomise(build_model(config, bpe))
-    path = tmp_path / "ckpt.pt"
-    save_checkpoint(path, {"model": model.state_dict(), "config": config, "tokenizer": bpe.state})
-    ids = text[:32].view(1, 32)
-    assert torch.equal(load_model(path)[0](ids), model(ids))
 
 
 # ---- a word that can be said -------------------------------------------------------------------
@@ -260,13 +247,6 @@ def test_num_params_counts_once(tokens, code, head):
                       "total": inputs + body + outputs}
 
 
-def test_kron_has_no_table_at_all(tokens):
-    """kron trains 4,096 x d at the input, and at the head nothing (tied) or as much again."""
-    for head, trained in (("tied", 0), ("code", 4096 * 48)):
-        counts = gpt(tokens, "kron", head).num_params()
-        assert counts["input"] == 4096 * 48 and counts["head"] == trained
-
-
 @pytest.mark.parametrize("head", ["tied", "code"])
 @pytest.mark.parametrize("arm", ["bytes2word", "frozen_random", "visual", "binary", "affine"])
 def test_what_cannot_be_a_head(arm, head, small_data, refuse):
@@ -279,8 +259,8 @@ def test_what_cannot_be_a_head(arm, head, small_data, refuse):
 
 def test_a_second_table_is_no_code():
     """A learned table's head is `tied` or `table`."""
-    with pytest.raises(InputError, match="is head='table'"):
-        check_shape(GPTConfig(code="learned", head="code"))
+    with pytest.raises(ValueError, match="is head='table'"):
+        GPT(GPTConfig(code="learned", head="code"))
 
 
 # ---- every arm's run ---------------------------------------------------------------------------
@@ -291,7 +271,7 @@ def test_configs_are_the_arms():
 
 
 @pytest.mark.parametrize("arm, options", [
-    *((arm, []) for arm in CONFIGURED),
+    *((arm, []) for arm in {code: arm for arm, code in CONFIGURED.items()}.values()),
     ("bpe_tied", ["--head_bias=unigram", "--input_multiplier=14", "--input_norm=True"])])
 def test_every_arm_resumes_bit_for_bit(arm, options, small_data, tmp_path, call, capsys, monkeypatch):
     """A run that goes on from its checkpoint of step 2 ends with the weights, the optimizer and the
@@ -316,7 +296,8 @@ def test_every_arm_resumes_bit_for_bit(arm, options, small_data, tmp_path, call,
         assert ("step 1/4" in capsys.readouterr().out) == (start == 0)
         losses = [{key: r[key] for key in ("step", "loss", "grad_norm", "val_loss") if key in r}
                   for r in read_log(out / "log.jsonl")[0]]
-        ends.append((losses, fingerprint(load_checkpoint(out))))
+        ends.append((losses, load_checkpoint(out)))
         shutil.rmtree(out)
         shutil.copytree(early, out)
-    assert ends[0] == ends[1] and ends[0][0][-1]["step"] == 4
+    assert ends[0][0] == ends[1][0] and ends[0][0][-1]["step"] == 4
+    assert same_state(ends[0][1], ends[1][1])

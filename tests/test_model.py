@@ -9,9 +9,6 @@ import torch.nn.functional as F
 
 from codes import CODES
 from conftest import ARMS, build, config_of
-from lib.errors import InputError
-from lib.config import check_shape
-from lib.run_folder import load_model
 from lib.evaluate import input_norm
 from lib.generation import choose, generate
 from model import GPT, Block, GPTConfig, make_embedding, rotate
@@ -138,29 +135,6 @@ def test_cached_generation_equals_uncached(ids, positions, code, prompt):
     assert len(cached.unique()) > 4  # it says something
 
 
-def test_generation_within_the_block_is_the_argmax_of_the_logits(ids):
-    """Greedy generation is what forward's logits say, one token after the other, and never a
-    padding id."""
-    model = loud(GPT(small(vocab_size=100)))
-    with torch.no_grad():
-        model.lm_head.weight[100:] = 100 * model.lm_head.weight[:28]
-    text = ids[:, :5] % 100
-    for next_ids in generate(model, text, 11, temperature=0):
-        assert torch.equal(next_ids, model(text)[:, -1, :100].argmax(-1))
-        text = torch.cat((text, next_ids[:, None]), 1)
-
-
-def test_trained_checkpoint_generates_the_same_with_a_cache(runs):
-    """The same for a model that train.py wrote, on its own tokenizer's text, past its block_size of
-    64."""
-    model, tok, checkpoint = load_model(runs["kron"])
-    prompt = torch.tensor([tok.encode("Return the number of")])
-    cached, uncached = (
-        [int(i) for i in generate(model, prompt, 80, temperature=0, use_cache=use)]
-        for use in (True, False))
-    assert cached == uncached and max(cached) < tok.vocab_size and checkpoint["step"] == 60
-
-
 @pytest.mark.parametrize("positions", ["learned", "rotary"])
 def test_the_future_is_not_seen(ids, positions):
     """Changing a token changes no logits before it, and does change its own."""
@@ -182,13 +156,6 @@ def test_rotary_scores_depend_on_distance_only():
     for distance in range(-31, 32):
         assert scores.diagonal(distance).sub(scores.diagonal(distance)[0]).abs().max() < 1e-4
     assert scores[0].unique().numel() == 32
-
-
-def test_order_matters_to_rotary(ids):
-    """Without a position table the model still tells ab from ba."""
-    model = loud(GPT(small(positions="rotary")))
-    swapped = ids[:, [1, 0, *range(2, 12)]]
-    assert not torch.allclose(model(ids)[:, -1], model(swapped)[:, -1], atol=1e-3)
 
 
 def test_loss_is_the_cross_entropy_of_the_logits(bpe, docs):
@@ -321,9 +288,9 @@ def test_sampling_keeps_what_it_should():
     (dict(code="kron", lift="tile", head="table"), "linear"),
     (dict(code="crown"), "code='crown': must be one of learned, binary, affine, kron"),
     (dict(positions="alibi"), "learned, rotary"), (dict(code_form="dense"), "on_the_fly, table"),
-    (dict(n_layer=0), "at least 1"), (dict(pos_dim=300), "255"), (dict(dropout=1.0), "dropout"),
+    (dict(n_layer=0), "at least 1"), (dict(code="kron", lift="linear", head="table", pos_dim=300), "255"), (dict(dropout=1.0), "dropout"),
     (dict(positions="rotary", n_head=16), "even")])
 def test_impossible_models(options, says):
     """One line that says what is known; an unknown code is never some other code."""
-    with pytest.raises(InputError, match=says):
-        check_shape(small(**options))
+    with pytest.raises(ValueError, match=says):
+        GPT(small(**options))

@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 
 from codes import draw
-from lib.config import check_shape
 from codes import draw_affine
 from lib.tokenizer import token_bytes
 from model import CODES, GPTConfig, make_embedding
@@ -26,7 +25,7 @@ def embedding(code, spelled, **options):
     """An arm's input for a vocabulary of these byte strings, d = 24."""
     options = {"n_embd": D_MODEL, "lift": CODES[code].lifts[-1]} | options
     config = GPTConfig(vocab_size=len(spelled), code=code, head="table", n_head=3, **options)
-    check_shape(config)
+    config.check()
     return make_embedding(config, spelled)
 
 

@@ -8,19 +8,6 @@ import pytest
 from lib import stats
 
 
-@pytest.mark.parametrize("degrees, t", [(1, 12.706), (2, 4.303), (3, 3.182), (9, 2.262),
-                                        (30, 2.042)])
-def test_student_quantile_and_p_are_those_of_the_printed_tables(degrees, t):
-    assert stats.student_quantile(degrees) == pytest.approx(t, abs=5e-4)
-    assert stats.student_p(t, degrees) == pytest.approx(0.05, abs=1e-4)
-    assert stats.student_p(-t, degrees) == stats.student_p(t, degrees)
-
-
-def test_student_p_with_one_degree_is_cauchys():
-    assert stats.student_p(1, 1) == pytest.approx(0.5)
-    assert stats.student_p(0, 5) == 1
-
-
 def test_summary_is_mean_sd_and_students_interval():
     """-0.076, -0.083, -0.090: -0.083 +- 0.007, with a half-width of 4.303 * 0.007 / sqrt(3)."""
     s = stats.summary([-0.076, -0.083, -0.090])
@@ -29,28 +16,49 @@ def test_summary_is_mean_sd_and_students_interval():
     assert stats.summary([1.5]) == {"mean": 1.5, "sd": None, "n": 1, "interval": None}
 
 
-def test_pooled_sd_by_hand():
+def test_of_one_kind_the_variance_is_that_of_least_squares():
     """One 3 among nine values that are else 0: the residuals of arm + seed are 4/3, four times
     -2/3, four times 1/3; their squares sum to 4, on (3-1)(3-1) degrees of freedom."""
+    def variance(values):
+        return stats.residual_variances(values, dict.fromkeys([arm for arm, _ in values], "k"))
+
     values = {(arm, seed): 3.0 if (arm, seed) == ("a", 3) else 0.0
               for arm in "abc" for seed in (1, 2, 3)}
-    assert stats.pooled_sd(values) == (pytest.approx(1.0), 4)
+    assert variance(values) == {"k": pytest.approx((1.0, 4))}
     one_more = values | {("once", 2): 17.0}  # an arm with one seed tells nothing of the spread
-    assert stats.pooled_sd(one_more) == (pytest.approx(1.0), 4)
+    assert variance(one_more) == {"k": pytest.approx((1.0, 4))}
     additive = {(arm, seed): arm + 10 * seed for arm in (1, 2, 4) for seed in (1, 2, 3)}
-    assert stats.pooled_sd(additive) == (pytest.approx(0, abs=1e-9), 4)
-    assert stats.pooled_sd({("a", 1): 2.0, ("b", 1): 3.0}) == (None, 0)
+    assert variance(additive) == {"k": pytest.approx((0, 4), abs=1e-9)}
+    assert variance({("a", 1): 2.0, ("b", 1): 3.0}) == {}
 
 
-def test_of_two_arms_pooled_is_students_paired_interval():
-    ours, theirs = [4.0, 4.2, 4.1], [4.5, 4.4, 4.8]
-    values = {("a", s): x for s, x in enumerate(ours)} | {("b", s): x for s, x in enumerate(theirs)}
-    sd, degrees = stats.pooled_sd(values)
-    gap = stats.summary(a - b for a, b in zip(ours, theirs))
-    interval, p = stats.pooled_interval(gap["mean"], 3, sd, degrees)
-    assert degrees == 2 and interval == pytest.approx(gap["interval"])
-    t = gap["mean"] / (gap["sd"] / math.sqrt(3))
-    assert p == pytest.approx(stats.student_p(t, 2))
+def test_a_gap_between_two_kinds_has_satterthwaites_degrees():
+    """(1 + 4)^2 / (1/4 + 16/8) = 11.1; a kind that is not known has the other's variance."""
+    variances = {"a": (1.0, 4), "b": (4.0, 8)}
+    assert stats.gap_variance(variances, ("a", "b")) == (5.0, pytest.approx(100 / 9))
+    assert stats.gap_variance(variances, ("a", "a")) == (2.0, 4)
+    assert stats.gap_variance(variances, ("a", "new")) == (2.0, 4)
+    assert stats.gap_variance({}, ("a", "a")) == (None, 0)
+
+
+@pytest.mark.parametrize("kinds, sd, pair", [
+    ("ttrrrr", {"t": 0.1, "r": 0.02}, (0, 2)), ("ttrrrr", {"t": 0.1, "r": 0.02}, (2, 3)),
+    ("trrr", {"t": 0.1, "r": 0.02}, (0, 1)), ("tr", {"t": 0.1, "r": 0.02}, (0, 1)),
+    ("trrr", {"t": 0.02, "r": 0.02}, (0, 1))])
+def test_intervals_with_two_variances_cover_the_truth(kinds, sd, pair):
+    """Within and between kinds, of which one spreads more, and one arm may be alone in its kind."""
+    rng, hits, trials = np.random.default_rng(0), 0, 400
+    for _ in range(trials):
+        seeds = rng.normal(0, 0.05, 3)
+        values = {(arm, s): seeds[s] + rng.normal(0, sd[kind])
+                  for arm, kind in enumerate(kinds) for s in range(3)}
+        variances = stats.residual_variances(values, dict(enumerate(kinds)))
+        variance, degrees = stats.gap_variance(variances, [kinds[arm] for arm in pair])
+        gap = np.mean([values[pair[0], s] - values[pair[1], s] for s in range(3)])
+        (low, high), p = stats.student_interval(gap, math.sqrt(variance / 3), degrees)
+        assert (p < 0.05) == (not low <= 0 <= high)
+        hits += low <= 0 <= high
+    assert 0.92 <= hits / trials <= 0.98
 
 
 def test_holm_by_hand():
@@ -66,12 +74,12 @@ def test_mcnemar_is_the_exact_binomial_test(b, c, p):
     assert stats.sign_flip([1] * b + [-1] * c + [0] * 9) == pytest.approx(p, abs=5e-5)
 
 
-def test_a_redrawn_loss_is_a_ratio_of_sums():
+def test_a_resampled_loss_is_a_ratio_of_sums():
     """A document of 1 token at 9 nats, one of 9 tokens at 1 nat each: 1.8 nats per token on both,
     9 or 1 where one is drawn twice; a run that is 0.5 worse on every token is 0.5 worse always."""
     tokens = np.array([1, 9])
     nats = np.array([[9.0, 9.0], [9.5, 13.5]])
-    losses = stats.redraw_documents(nats, tokens, draws=200)
+    losses = stats.bootstrap_documents(nats, tokens, draws=200)
     assert set(losses[:, 0].round(9)) == {9.0, 1.8, 1.0}
     assert losses[:, 1] - losses[:, 0] == pytest.approx(0.5)
 
@@ -85,28 +93,25 @@ def test_documents_alone_are_narrower_than_documents_with_seeds():
     assert stats.document_interval(gaps + 0.1)[1] > 0.5
 
 
-@pytest.mark.parametrize("arms, seeds, seed_sd, document_sd, most", [
-    (2, 3, 0.02, 0.0, 0.97), (2, 3, 0.0, 0.2, 0.97), (6, 3, 0.02, 0.2, 0.97), (2, 1, 0, 0.2, 0.97),
-    (2, 3, 0.02, 0.2, 0.99)])  # with two degrees of freedom it errs on the safe side
-def test_the_crossed_interval_covers_a_known_gap(arms, seeds, seed_sd, document_sd, most):
+@pytest.mark.parametrize("seeds, seed_sd, document_sd, most", [
+    (3, 0.02, 0.0, 0.97), (3, 0.0, 0.2, 0.97), (1, 0, 0.2, 0.97),
+    (3, 0.02, 0.2, 0.99)])  # with two degrees of freedom it errs on the safe side
+def test_the_crossed_interval_covers_a_known_gap(seeds, seed_sd, document_sd, most):
     """Two arms whose true gap is -0.05, with seeds and documents drawn from known distributions:
     95 % of the intervals contain it, whichever of the two varies. 1,000 trials: +- 1.4 %."""
     rng, documents, trials = np.random.default_rng(8), 150, 1_000
-    tokens = np.full(documents, 50)
-    loss = np.full((trials, arms, seeds, documents), 4.0)
+    loss = np.full((trials, 2, seeds, documents), 4.0)
     loss[:, 0] -= 0.05
-    loss += rng.normal(0, seed_sd, (trials, arms, seeds, 1))
+    loss += rng.normal(0, seed_sd, (trials, 2, seeds, 1))
     loss[:, 0] += rng.normal(0, document_sd, (trials, 1, documents))  # of arm and document
-    pair = loss[:, :2].reshape(-1, documents) * tokens
-    redrawn = stats.redraw_documents(pair, tokens, draws=1_000)
-    redrawn = redrawn.reshape(-1, trials, 2, seeds)
+    draws = stats.bootstrap_documents(50 * loss.reshape(-1, documents), np.full(documents, 50), 500)
+    gaps = draws.reshape(-1, trials, 2, seeds)
+    gaps = (gaps[:, :, 0] - gaps[:, :, 1]).mean(2)
+    finals = loss.mean(3)
+    finals = finals[:, 0] - finals[:, 1]  # (trials, seeds)
+    errors = finals.std(1, ddof=1) / math.sqrt(seeds) if seeds > 1 else np.zeros(trials)
     covered = 0
     for trial in range(trials):
-        gaps = (redrawn[:, trial, 0] - redrawn[:, trial, 1]).mean(1)
-        finals = {(arm, seed): loss[trial, arm, seed].mean()
-                  for arm in range(arms) for seed in range(seeds)}
-        sd, degrees = stats.pooled_sd(finals)
-        error = sd * math.sqrt(2 / seeds) if degrees else 0.0
-        (low, high), _ = stats.document_interval(gaps, error, degrees)
+        (low, high), _ = stats.document_interval(gaps[:, trial], errors[trial], seeds - 1)
         covered += low <= -0.05 <= high
     assert 0.93 <= covered / trials <= most

@@ -31,12 +31,16 @@ def is_utf8(raw):
 
 
 def test_token_bytes_spell_the_text(tok, docs):
-    """The bytes of a text's tokens, joined, are the text's bytes; decoding gives the text again."""
+    """The bytes of a text's tokens, joined, are the text's bytes; decoding gives the text again,
+    half a character U+FFFD. Text that says <|endoftext|> never ends a document. Batches on threads
+    give what single texts give."""
     spelled = token_bytes(tok)
-    for text in docs + HARD:
-        ids = tok.encode(text)
+    found = [tok.encode(text) for text in docs + HARD]
+    for text, ids in zip(docs + HARD, found):
         assert b"".join(spelled[i] for i in ids) == text.encode()
-        assert tok.decode(ids) == text
+        assert tok.decode(ids) == text and tok.eot not in ids
+    assert tok.encode_batch(docs + HARD, 2) == found
+    assert tok.decode([spelled.index(b"\xc3")]) == "\ufffd"
 
 
 def test_every_id_has_its_own_bytes(tok):
@@ -60,14 +64,6 @@ def test_gpt2_facts(gpt2):
     assert sum(map(len, spelled)) / len(spelled) == pytest.approx(6.38, abs=0.005)
 
 
-@pytest.mark.parametrize("P, shared", [(16, 44), (32, 17)])
-def test_gpt2_tokens_that_share_a_code(gpt2, P, shared):
-    """Cut to P bytes, 44 tokens at P = 16 and 17 at P = 32 are like another; every other token's
-    bytes are its own."""
-    cut = Counter(raw[:P] for raw in token_bytes(gpt2))
-    assert sum(n for n in cut.values() if n > 1) == shared
-
-
 def test_gpt2_is_tiktokens(gpt2, docs):
     """Our gpt2 encodes as tiktoken's own does."""
     reference = tiktoken.get_encoding("gpt2")
@@ -86,10 +82,6 @@ def test_trained_bpe_encodes_as_its_trainer(docs):
         assert ours.encode(text) == list(trainer.encode(text))
 
 
-def test_batches_encode_like_single_texts(tok, docs):
-    assert tok.encode_batch(docs, 2) == [tok.encode(text) for text in docs]
-
-
 def test_long_gaps_are_cut_where_the_pattern_would(tok, docs, monkeypatch):
     """A million spaces before a word make tiktoken give up; cut gaps give the same ids, which short
     gaps show."""
@@ -106,13 +98,6 @@ def test_long_gaps_are_cut_where_the_pattern_would(tok, docs, monkeypatch):
     assert [tok.encode(text) for text in texts] == wanted
 
 
-def test_the_literal_separator_is_text(tok):
-    """A document that mentions <|endoftext|> does not end there: the literal is never the id."""
-    for text in (END_OF_TEXT, f"the {END_OF_TEXT} token", END_OF_TEXT * 3):
-        assert tok.eot not in tok.encode(text)
-        assert tok.eot not in tok.encode_batch([text], 1)[0]
-
-
 def test_state_through_json(tok, docs):
     """A tokenizer read back from JSON is the same tokenizer."""
     again = from_state(json.loads(json.dumps(tok.state)))
@@ -120,18 +105,6 @@ def test_state_through_json(tok, docs):
     assert token_bytes(again) == token_bytes(tok)
     for text in docs[:50] + HARD:
         assert again.encode(text) == tok.encode(text)
-
-
-def test_decoding_broken_characters(tok):
-    """Half a character decodes to U+FFFD, its bytes are kept."""
-    half = tok.encode("é")[:1] if len(tok.encode("é")) > 1 else [token_bytes(tok).index(b"\xc3")]
-    assert tok.decode(half) == "\ufffd" and tok.decode_bytes(half) == b"\xc3"
-
-
-@pytest.mark.parametrize("size, says", [(256, "too small"), (100_000, "gives only")])
-def test_impossible_sizes(docs, size, says):
-    with pytest.raises(ValueError, match=says):
-        train_bpe(docs, size)
 
 
 @pytest.mark.parametrize("state", [
@@ -180,12 +153,14 @@ def test_a_state_without_a_pattern_is_gpt2s(tok):
 
 # ---- tokenizers of Hugging Face ----------------------------------------------------------------
 
-def byte_level(docs):
-    """A byte-level BPE as most models have, with an added token for four spaces."""
+def byte_level(docs, alphabet=None):
+    """A byte-level BPE as most models have, with an added token for four spaces. `alphabet`: the
+    bytes that it knows beside those of the text, all if None."""
     tok = tokenizers.Tokenizer(models.BPE())
     tok.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tok.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    if alphabet is None:
+        alphabet = pre_tokenizers.ByteLevel.alphabet()
     tok.train_from_iterator(docs, trainers.BpeTrainer(
         vocab_size=900, initial_alphabet=alphabet, special_tokens=["<pad>", "<|endoftext|>"],
         show_progress=False))
@@ -334,13 +309,9 @@ def test_code_report(gpt2):
     assert {P: [sum(some.values()) for some in found.values()] for P, found in report.items()} == {
         16: [72, 44], 32: [14, 17]}
     assert report[16]["longer"]["Latin"] > 10 and 0 not in report[16]["longer"].values()
-    assert code_report(gpt2, (1,))[1]["shared"].keys() >= {"Latin", "bytes", "digits"}
-
-
-def test_share_of_marks():
-    """Vowel signs and accents that stand apart, among letters and marks."""
     assert share_of_marks("Hello, 3 words") == share_of_marks("") == share_of_marks("...") == 0
     assert share_of_marks("e\u0301") == 0.5 and 0.3 < share_of_marks("हिन्दी में लिखा") < 0.6
+    assert code_report(gpt2, (1,))[1]["shared"].keys() >= {"Latin", "bytes", "digits"}
 
 
 # ---- the unicode tokenizer ---------------------------------------------------------------------
@@ -368,7 +339,7 @@ def test_unicode_is_lossless(unicode, docs):
     """Random code points of every plane, and real text, come back; no id is outside the vocabulary,
     the separator, or a stand-in for many."""
     ends = "\uffff", "\ue000\uf8ff\ud7ff\U00010000\U0010ffff"
-    for text in [*random_texts(2000), *docs, *HARD, *ends]:
+    for text in [*random_texts(500), *docs, *HARD, *ends]:
         ids = unicode.encode(text)
         assert all(0 <= i < 0xFFFF for i in ids)
         assert unicode.decode(ids) == text and unicode.decode_bytes(ids) == text.encode()

@@ -17,12 +17,12 @@ import train
 from conftest import (ARMS, CPU, LONG, ROOT, SHORT, UNSCALED, build, config_of, error_line, records,
                       script, series, tree)
 from lib import provenance
-from lib.run_folder import load_checkpoint, load_model, save_checkpoint
-from lib.config import ARM_KEYS, compose
+from lib.run_folder import build_model, load_checkpoint, load_model, save_checkpoint
+from lib.config import compose
 from lib.evaluate import input_norm
 from lib.data import Data, sequence_blocks
 from lib.plots import draw_loss
-from lib.results import read_run, refuse_unmatched
+from lib.results import read_run
 from lib.tokenizer import from_state, script_of, token_bytes
 
 TINY = ["--dataset=small", "--n_layer=1", "--n_head=2", "--n_embd=36", "--block_size=32",
@@ -209,49 +209,26 @@ def test_the_picture_of_a_run(runs):
     assert draw_loss([{"step": 0, "val_loss": None}], "nothing yet").axes
 
 
-# The config of a run as it was written when its name was `run`, its head `tie`, and embed_std that
-# of a learned table only.
-BEFORE = {
-    "dataset": "docstrings", "run": "before", "seed": 1337, "max_steps": 60, "batch_size": 8,
-    "gradient_accumulation_steps": 1, "vocab_size": 0, "block_size": 64, "n_layer": 2, "n_head": 3,
-    "n_embd": 96, "dropout": 0.0, "bias": False, "positions": "learned", "code": "kron",
-    "lift": "linear", "tie": False, "pos_dim": 16, "embed_std": 0.02, "embed_lr_mult": 1.0,
-    "code_form": "on_the_fly", "learning_rate": 0.003, "min_lr": 0.0001, "warmup_steps": 10,
-    "weight_decay": 0.1, "beta1": 0.9, "beta2": 0.95, "grad_clip": 1.0, "eval_interval": 60,
-    "eval_tokens": 8192, "log_interval": 1, "dtype": "float32", "device": "cpu",
-    "compile": "False", "wandb_log": False}
-
-
-@pytest.mark.parametrize("arm, keys, steps", [
-    ("kron", {}, 60), ("bpe_tied", {"code": "learned", "lift": "none", "tie": True}, LONG)])
-def test_a_run_of_before_is_read_and_continued(docstrings, runs, call, capsys, arm, keys, steps):
+def test_a_run_of_before_is_read_and_continued(docstrings, runs, call, capsys):
     """A checkpoint and a log with the keys `run` and `tie`, and a weight that is W today: the same
-    model and, under the keys of today, the same config; comparable with today's runs; and the same
-    command knows it again."""
-    name = f"before-{arm}"
-    folder = docstrings / "out" / name
-    shutil.copytree(runs[arm], folder)
-    config = BEFORE | keys | {"run": name, "max_steps": steps}
+    model and, under the keys of today, the same config; and the same command knows it again."""
+    folder = docstrings / "out" / "before"
+    shutil.copytree(runs["kron"], folder)
     header, *lines = records(folder)
-    header["config"] = config
-    text = "".join(json.dumps(record) + "\n" for record in [header, *lines])
+    config = {key: value for key, value in header["config"].items() if key not in ("name", "head")}
+    config |= {"run": "before", "tie": False, "embed_std": 0.02}
+    text = "".join(json.dumps(record) + "\n" for record in [header | {"config": config}, *lines])
     (folder / "log.jsonl").write_text(text)
     whole = load_checkpoint(folder)
-    if arm == "kron":
-        whole["model"]["transformer.wte.weight"] = whole["model"].pop("transformer.wte.W")
-    save_checkpoint(folder / "ckpt.pt",
-                    whole | {"config": config | {"arm": arm, "data": header["data"]}})
-
+    whole["model"]["transformer.wte.weight"] = whole["model"].pop("transformer.wte.W")
+    save_checkpoint(folder / "ckpt.pt", whole | {
+        "sha256": "of before", "config": config | {"arm": "kron", "data": header["data"]}})
     ids = torch.arange(64).unsqueeze(0)
-    again, today = load_model(folder)[0], load_model(runs[arm])[0]
+    again, today = load_model(folder)[0], load_model(runs["kron"])[0]
     assert again.config == today.config and torch.equal(again(ids), today(ids))
-    old, new = read_run(folder), read_run(runs[arm])
-    assert old["header"]["config"]["name"] == name
-    for key in ARM_KEYS:
-        assert old["header"]["config"][key] == new["header"]["config"][key]
-    if arm == "kron":
-        refuse_unmatched([old, read_run(runs["binary"])])
-    argv = ["config/tiny.py", f"config/{arm}.py", *SHORT, f"--max_steps={steps}", f"--name={name}"]
+    old, new = read_run(folder)["header"]["config"], read_run(runs["kron"])["header"]["config"]
+    assert old == new | {"name": "before"}
+    argv = ["config/tiny.py", "config/kron.py", *SHORT, "--name=before"]
     assert call(train.main, *argv, cwd=docstrings) == 0
     assert "is finished" in capsys.readouterr().out
 
@@ -273,12 +250,11 @@ def short_run(small_data):
         with pytest.MonkeyPatch.context() as patch:
             patch.chdir(small_data)
             data = Data("small", 32)
-            model = train.build_model(vars(config), data.tokenizer)
+            model = build_model(vars(config), data.tokenizer)
             optimizer = train.make_optimizer(model, config)
             losses, crcs = [train.validate(model, data, config, CPU)[0]], []
             for step in range(STEPS):
-                _, _, crc = train.train_step(step, model, model, optimizer, UNSCALED, data, config,
-                                             CPU)
+                _, _, crc = train.train_step(step, model, model, optimizer, UNSCALED, data, config)
                 crcs.append(crc)
             losses.append(train.validate(model, data, config, CPU)[0])
         return SimpleNamespace(model=model, config=config, data=data, losses=losses, crcs=crcs)
@@ -295,30 +271,17 @@ def test_every_arm_learns(short_run, arm):
     assert short_run(arm).crcs == short_run(ARMS[0]).crcs
 
 
-@pytest.mark.parametrize("arm", ARMS)
+@pytest.mark.parametrize("arm", ["bpe_tied", "kron"])
 def test_validation_does_not_depend_on_the_batch_size(small_data, monkeypatch, short_run, arm):
     """The last batch may be short: the same loss and bits per byte whatever the batch size, and the
     data is left as it was."""
     monkeypatch.chdir(small_data)
     run = short_run(arm)
     found = []
-    for size in (1, 3, 8, 16):
+    for size in (3, 8):
         config = config_of(*TINY, f"--batch_size={size}", "--eval_tokens=256")
         found.append(train.validate(run.model, run.data, config, CPU))
     assert all(pair == pytest.approx(found[0], abs=1e-5) for pair in found)
-
-
-@pytest.mark.parametrize("arm", ARMS)
-def test_every_arm_comes_back_from_its_checkpoint(tmp_path, short_run, arm):
-    """What is saved is enough: the same logits from a model made of the file alone."""
-    run = short_run(arm)
-    config = vars(run.config) | {"arm": arm}
-    save_checkpoint(tmp_path / "ckpt.pt", {
-        "model": run.model.state_dict(), "config": config, "tokenizer": run.data.tokenizer.state})
-    again = load_model(tmp_path)[0]
-    ids = torch.arange(512).view(16, 32)
-    with torch.no_grad():
-        assert torch.equal(again(ids), run.model.eval()(ids))
 
 
 @pytest.mark.parametrize("arm", ARMS)
@@ -438,6 +401,9 @@ def test_configs_compose(tmp_path, monkeypatch):
     ("--learning_rate=nan", "is not a float"), ("--learning_rate=1e999", "is not a float"),
     ("configs/binary.py --head=tied", "head='tied'"), ("--head=own", "must be one of table"),
     ("configs/kron.py --lift=tile", "'kron' takes linear"),
+    ("configs/bpe_untied.py --pos_dim=8", "'learned' does not read it; it is of kron, "),
+    ("configs/qr.py --rows=64", "'qr' does not read it; it is of random, trigram, hash"),
+    ("configs/qr.py --buckets=-1", "buckets=-1: must be 0"), ("--code_form=dense", "on_the_fly"),
     ("--n_head=5", "n_embd=36 is not divisible by n_head=5"),
     ("--code=crown", "code='crown': must be one of learned, binary"),
     ("--block_size=0", "block_size=0"), ("--block_size=100000000", "a block needs"),

@@ -8,6 +8,7 @@ import sys
 import time
 
 import pytest
+import torch
 import torch._dynamo  # noqa: F401 - the first optimizer would import it, in every fork anew
 
 import train
@@ -29,6 +30,15 @@ def folder(small_data, tmp_path, monkeypatch):
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     monkeypatch.setattr(train, "loss_picture", lambda *_: None)
     return tmp_path
+
+
+def same_state(a, b):
+    """Whether two checkpoints hold the same, bit for bit."""
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same_state(a[key], b[key]) for key in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(same_state, a, b))
+    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
 
 
 class Interruption:

@@ -1,16 +1,16 @@
 """A run's weights alone, in bfloat16, a sixth of its checkpoint: what results/demo/*.pt are.
 
-    python -m runs.carry out/kron-4800-s11 results/demo/kron.pt
+    python -m runs.export_weights out/kron-4800-s11 results/demo/kron.pt
 
 sample.py and the probes take the file as a run; train.py cannot go on from it.
 """
 from pathlib import Path
 
-from lib.run_folder import load_model, save_checkpoint
 from lib.errors import Parser, run
+from lib.run_folder import load_model, save_checkpoint
 
 
-def carry(folder, path):
+def export(folder, path):
     """Write the weights of the run in a folder to a file. InputError as `load_model`."""
     model, _, checkpoint = load_model(folder)
     kept = {key: checkpoint[key] for key in ("step", "best", "tokenizer", "config")}
@@ -25,8 +25,7 @@ def main():
     parser.add_argument("run", help="out/RUN")
     parser.add_argument("file", help="FILE.pt")
     args = parser.parse_args()
-    carry(args.run, args.file)
-    print(f"wrote {args.file}, {Path(args.file).stat().st_size / 1e6:.1f} MB")
+    export(args.run, args.file)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,7 @@
+# bpe_untied as tuning at the tiny size left it: it starts at N(0, 1) and learns 50 times as fast as
+# the rest (results/tiny/tuning.md).
+code = "learned"
+lift = "none"
+head = "table"
+embed_std = 1.0
+embed_lr_mult = 50.0
