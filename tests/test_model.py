@@ -294,3 +294,26 @@ def test_impossible_models(options, says):
     """One line that says what is known; an unknown code is never some other code."""
     with pytest.raises(ValueError, match=says):
         GPT(small(**options))
+
+
+# ---- between look-up and body -------------------------------------------------------------------
+
+def test_the_input_multiplier_is_of_the_input_alone(bpe, docs):
+    """A table times 5 after look-up is a table drawn 5 times as large; a tied head does not see it."""
+    ids = torch.tensor(bpe.encode(" ".join(docs))[:32]).view(1, 32)
+    loud, plain = (build("bpe_untied", bpe, f"--input_multiplier={m}") for m in (5, 1))
+    assert torch.equal(plain.embed(ids), plain.transformer.wte(ids))
+    with torch.no_grad():
+        plain.transformer.wte.weight.mul_(5)
+    torch.testing.assert_close(loud(ids), plain(ids))
+    tied = build("bpe_tied", bpe, "--input_multiplier=5")
+    assert torch.equal(tied.head_rows()[0], tied.transformer.wte.weight)
+
+
+def test_the_input_norm_gives_every_token_the_same_size(bpe, docs):
+    """RMSNorm of e, whatever its scale; the body is given the same whatever the multiplier."""
+    ids = torch.tensor(bpe.encode(" ".join(docs))[:32]).view(1, 32)
+    normed, louder = (build("kron", bpe, "--input_norm=True", f"--input_multiplier={m}")
+                      for m in (1, 7))
+    assert normed.embed(ids).square().mean(-1).sqrt().tolist()[0] == pytest.approx([1] * 32, rel=1e-4)
+    torch.testing.assert_close(normed(ids), louder(ids))
