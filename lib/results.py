@@ -112,6 +112,9 @@ def find_runs(paths):
         below = [str(log.parent) for log in sorted(Path(path).glob("*/log.jsonl"))]
         is_run = (Path(path) / "log.jsonl").is_file()
         for folder in [path] if is_run or not below else below:
+            if folder.endswith(".old") and Path(folder.removesuffix(".old")).is_dir():
+                skipped.append((folder, f"{folder}: a run that --overwrite put aside"))
+                continue
             try:
                 runs.append(read_run(folder))
             except InputError as error:

@@ -395,6 +395,17 @@ def test_what_makes_a_table_worth_less_stands_first(tmp_path, call, capsys, monk
     assert page.index("Read this first") < page.index("## Arms")
 
 
+def test_what_overwrite_put_aside_is_not_compared(tmp_path, call, capsys):
+    """Neither below a folder nor by a pattern, and it is said."""
+    for name, loss in (("kron", 4.0), ("kron.old", 3.0), ("bpe_tied", 4.5)):
+        made_up_run(tmp_path, name.removesuffix(".old"), 1, {0: 8, 100: loss}, name=name)
+    for paths in (["out"], [f"out/{name}" for name in ("kron.old", "kron", "bpe_tied")]):
+        assert call(compare.main, *paths, cwd=tmp_path) == 0
+        said = capsys.readouterr()
+        assert "4.0000" in said.out and "3.0000" not in said.out
+        assert "kron.old: a run that --overwrite put aside" in said.err
+
+
 # ---- one key -----------------------------------------------------------------------------------
 
 @pytest.fixture
