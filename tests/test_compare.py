@@ -395,6 +395,22 @@ def test_what_makes_a_table_worth_less_stands_first(tmp_path, call, capsys, monk
     assert page.index("Read this first") < page.index("## Arms")
 
 
+def test_several_seeds_of_one_arm_are_a_table(tmp_path, call, capsys):
+    for seed in (1, 2):
+        made_up_run(tmp_path, "kron", seed, {0: 8, 100: 4 + seed / 10}, documents=[4.0] * 50)
+    assert call(compare.main, cwd=tmp_path) == 0
+    assert re.search(r"^\| kron \| 1, 2  ", capsys.readouterr().out, re.M)
+
+
+def test_runs_of_two_dtypes_are_compared_with_a_note(tmp_path, call, capsys):
+    for arm, dtype in (("kron", "float32"), ("bpe_tied", "bfloat16")):
+        made_up_run(tmp_path, arm, 1, {0: 8, 100: 4}, documents=[float(len(arm))] * 50,
+                    dtype=dtype)
+    assert call(compare.main, cwd=tmp_path) == 0
+    said = capsys.readouterr()
+    assert "dtype" in said.err and "bfloat16 (1 runs)" in said.err and "kron - bpe_tied" in said.out
+
+
 def test_what_overwrite_put_aside_is_not_compared(tmp_path, call, capsys):
     """Neither below a folder nor by a pattern, and it is said."""
     for name, loss in (("kron", 4.0), ("kron.old", 3.0), ("bpe_tied", 4.5)):
