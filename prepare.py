@@ -271,6 +271,7 @@ def is_ours(folder):
 
 
 def is_empty(folder):
+    """Whether a path is a folder with nothing in it."""
     return folder.is_dir() and not any(folder.iterdir())
 
 

@@ -205,8 +205,8 @@ def test_head_bias(tokens, text, code, head):
 @pytest.mark.parametrize("code, head", [("learned", "tied"), ("learned", "table"),
                                         ("kron", "table"), *FEW])
 def test_unigram_bias(tokens, text, code, head):
-    """Where the hidden state is zero the loss starts at the unigram entropy: text costs what its own
-    frequencies say, as far as one more of each token lets it."""
+    """Where the hidden state is zero the loss starts at the unigram entropy: text costs what its
+    own frequencies say, as far as one more of each token lets it."""
     model = gpt(tokens, code, head, head_bias="unigram")
     counts = 100 * np.bincount(text, minlength=V)
     model.start_at_unigram(counts)
@@ -222,8 +222,8 @@ def test_unigram_bias(tokens, text, code, head):
 
 
 def test_unigram_bias_of_a_run(small_data, tmp_path, call):
-    """train.py counts the training split: the first validation is near the entropy of the validation
-    split under those counts, where ln V is 6.2, and a run that goes on does not count again."""
+    """train.py counts the training split: the first validation is near the entropy of the
+    validation split under those counts, where ln V is 6.2, and a run that goes on does not count again."""
     (tmp_path / "data").symlink_to(small_data / "data")
     argv = [ROOT / "configs" / "bpe_untied.py", *BRIEF, "--head_bias=unigram", "--n_embd=12"]
     assert call(train.main, *argv, cwd=tmp_path) == 0
@@ -273,7 +273,8 @@ def test_configs_are_the_arms():
 @pytest.mark.parametrize("arm, options", [
     *((arm, []) for arm in {code: arm for arm, code in CONFIGURED.items()}.values()),
     ("bpe_tied", ["--head_bias=unigram", "--input_multiplier=14", "--input_norm=True"])])
-def test_every_arm_resumes_bit_for_bit(arm, options, small_data, tmp_path, call, capsys, monkeypatch):
+def test_every_arm_resumes_bit_for_bit(arm, options, small_data, tmp_path, call, capsys,
+                                       monkeypatch):
     """A run that goes on from its checkpoint of step 2 ends with the weights, the optimizer and the
     losses of the run that was not interrupted."""
     (tmp_path / "data").symlink_to(small_data / "data")

@@ -288,7 +288,8 @@ def test_sampling_keeps_what_it_should():
     (dict(code="kron", lift="tile", head="table"), "linear"),
     (dict(code="crown"), "code='crown': must be one of learned, binary, affine, kron"),
     (dict(positions="alibi"), "learned, rotary"), (dict(code_form="dense"), "on_the_fly, table"),
-    (dict(n_layer=0), "at least 1"), (dict(code="kron", lift="linear", head="table", pos_dim=300), "255"), (dict(dropout=1.0), "dropout"),
+    (dict(n_layer=0), "at least 1"),
+    (dict(code="kron", lift="linear", head="table", pos_dim=300), "255"), (dict(dropout=1.0), "dropout"),
     (dict(positions="rotary", n_head=16), "even")])
 def test_impossible_models(options, says):
     """One line that says what is known; an unknown code is never some other code."""
@@ -299,7 +300,7 @@ def test_impossible_models(options, says):
 # ---- between look-up and body -------------------------------------------------------------------
 
 def test_the_input_multiplier_is_of_the_input_alone(bpe, docs):
-    """A table times 5 after look-up is a table drawn 5 times as large; a tied head does not see it."""
+    """A table times 5 after look-up is a table 5 times as large; a tied head does not see it."""
     ids = torch.tensor(bpe.encode(" ".join(docs))[:32]).view(1, 32)
     loud, plain = (build("bpe_untied", bpe, f"--input_multiplier={m}") for m in (5, 1))
     assert torch.equal(plain.embed(ids), plain.transformer.wte(ids))
@@ -315,5 +316,6 @@ def test_the_input_norm_gives_every_token_the_same_size(bpe, docs):
     ids = torch.tensor(bpe.encode(" ".join(docs))[:32]).view(1, 32)
     normed, louder = (build("kron", bpe, "--input_norm=True", f"--input_multiplier={m}")
                       for m in (1, 7))
-    assert normed.embed(ids).square().mean(-1).sqrt().tolist()[0] == pytest.approx([1] * 32, rel=1e-4)
+    sizes = normed.embed(ids)[0].square().mean(-1).sqrt()
+    assert sizes.tolist() == pytest.approx([1] * 32, rel=1e-4)
     torch.testing.assert_close(normed(ids), louder(ids))

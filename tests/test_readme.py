@@ -130,9 +130,8 @@ SMALL = {"train.py configs/tiny.py": ["--dataset=small", *SHORT, "--max_steps=2"
                                           "--max_steps=2"],
          "train.py configs/kron.py": ["--dry_run=1"], "sample.py": ["--max_new_tokens=3"]}
 # what needs the Hub, GPUs or a cluster, or is this suite; the recipes are run by test_recipes.py
-ELSEWHERE = ("git clone", "pip install", "source .venv", "export ", "srun ", "python prepare.py fineweb-edu",
-             "python prepare.py text FOLDER",
-             "bash runs/")
+ELSEWHERE = ("git clone", "pip install", "source .venv", "export ", "srun ",
+             "python prepare.py fineweb-edu", "python prepare.py text FOLDER", "bash runs/")
 
 
 def test_every_command_runs(small_data, tmp_path, call, capsys):
