@@ -7,6 +7,7 @@
 Architecture and parameter names are nanoGPT's: a nanoGPT state dict of the same shape loads into a
 `learned` model with strict=True.
 """
+import inspect
 import math
 from dataclasses import asdict, dataclass, make_dataclass, replace
 
@@ -51,36 +52,32 @@ class Architecture:
         return -(-self.vocab_size // 64) * 64
 
     def check(self):
-        """ValueError if there is no such model; what a code's own options may be, its class says
-        when it is made."""
+        """ValueError if there is no such model; an arm's class refuses values of its options."""
+        def refuse(key, reason):
+            raise ValueError(f"{key}={getattr(self, key)!r}: {reason}")
         for key in ("vocab_size", "block_size", "n_layer", "n_head", "n_embd"):
             if getattr(self, key) < 1:
-                raise ValueError(f"{key}={getattr(self, key)}: must be at least 1")
+                refuse(key, "must be at least 1")
         known = {"code": CODES, "positions": ("learned", "rotary"),
-                 "head": ("table", "tied", "code"), "head_bias": ("none", "zero", "unigram"),
-                 "code_form": ("on_the_fly", "table")}
+                 "head": ("table", "tied", "code"), "head_bias": ("none", "zero", "unigram")}
         for key, values in known.items():
             if getattr(self, key) not in values:
-                raise ValueError(f"{key}='{getattr(self, key)}': must be one of "
-                                 f"{', '.join(values)}")
+                refuse(key, f"must be one of {', '.join(values)}")
         kind = CODES[self.code]
-        if self.lift not in kind.lifts:
-            raise ValueError(f"lift='{self.lift}': code '{self.code}' takes "
-                             f"{' or '.join(kind.lifts)}")
+        for key, values in (("lift", kind.lifts), ("code_form", kind.forms)):
+            if getattr(self, key) not in values:
+                refuse(key, f"code '{self.code}' takes {' or '.join(values)}")
         if self.head != "table" and self.lift not in kind.head_lifts:
-            raise ValueError(f"head='{self.head}': code '{self.code}' with lift '{self.lift}' "
-                             "cannot be a head; set head='table'")
+            refuse("head", f"code '{self.code}' with lift '{self.lift}' cannot be a head; set "
+                           "head='table'")
         if self.head == "code" and issubclass(kind, nn.Embedding):
-            raise ValueError("head='code': a learned table of its own is head='table'")
-        if self.code_form == "table" and not hasattr(kind, "set_form"):
-            raise ValueError(f"code_form='table': code '{self.code}' has no fixed code")
+            refuse("head", "a learned table of its own is head='table'")
         if self.n_embd % self.n_head:
             raise ValueError(f"n_embd={self.n_embd} is not divisible by n_head={self.n_head}")
         if self.positions == "rotary" and self.n_embd // self.n_head % 2:
-            raise ValueError("positions='rotary' needs an even head width, n_embd / n_head = "
-                             f"{self.n_embd // self.n_head}")
+            refuse("positions", "needs an even head width n_embd / n_head")
         if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout={self.dropout}: must be in [0, 1)")
+            refuse("dropout", "must be in [0, 1)")
 
 
 GPTConfig = make_dataclass("GPTConfig", bases=(Architecture,), fields=[
@@ -89,15 +86,15 @@ GPTConfig = make_dataclass("GPTConfig", bases=(Architecture,), fields=[
 
 def make_embedding(config, token_bytes):
     """The input embedding of a config: a module, ids (...) -> (..., n_embd). ValueError for a value
-    that its class refuses.
-
-    A code that reads bytes has at least one free slot past the vocabulary.
-    """
+    that its class refuses. A code that reads bytes has a free slot past the vocabulary."""
     kind = CODES[config.code]
+    if kind.__init__.__code__.co_flags & inspect.CO_VARKEYWORDS:
+        raise ValueError(f"code='{config.code}': its constructor takes **kwargs, in which an "
+                         "option is lost without a word; name its arguments")
     known = asdict(config) | {"token_bytes": token_bytes, "form": config.code_form,
                               "std": config.embed_std or None}
-    rows = max(config.padded_size, config.vocab_size + (1 if kind.reads_bytes else 0))
     wanted = {name: known[name] for name in (*kind.arguments, *kind.options)}
+    rows = max(config.padded_size, config.vocab_size + kind.reads_bytes)
     return kind(rows, config.n_embd, **wanted)
 
 
@@ -217,11 +214,13 @@ class GPT(nn.Module):
     def init_weights(self):
         """nanoGPT's initial distributions for the body; the input draws its own. Each value is a
         pure function of (seed, parameter name, shape), so all arms share one body."""
-        coded = [(self.transformer.wte, "transformer.wte.")]
+        coded = {"transformer.wte.": self.transformer.wte}
         if self.config.head == "code":
-            coded.append((self.lm_head, "lm_head."))
+            coded["lm_head."] = self.lm_head
+        for prefix, module in coded.items():
+            module.reset_parameters(self.config.seed, prefix)
         for name, p in self.named_parameters():
-            if name.startswith(tuple(prefix for _, prefix in coded)):
+            if name.startswith(tuple(coded)):
                 continue
             if p.dim() == 1:
                 p.fill_(0.0 if name.endswith("bias") else 1.0)
@@ -230,8 +229,6 @@ class GPT(nn.Module):
             if name.endswith("c_proj.weight"):  # the residual stream sums 2 * n_layer of these
                 std = 0.02 / math.sqrt(2 * self.config.n_layer)
             p.normal_(0.0, std, generator=draw(self.config.seed, name, p.shape))
-        for module, prefix in coded:
-            module.reset_parameters(self.config.seed, prefix)
 
     @torch.no_grad()
     def start_at_unigram(self, counts):
@@ -258,8 +255,7 @@ class GPT(nn.Module):
         follow what it holds."""
         start = cache.length if cache is not None else 0
         end = start + ids.size(1)
-        limit = self.config.block_size
-        assert end <= limit, f"{end} positions, but block_size is {limit}"
+        assert end <= self.config.block_size, "more positions than block_size"
         assert start == 0 or ids.size(1) == 1, "after the prompt, a cache takes one token at a time"
         x = self.embed(ids)  # (B, T, d)
         rotary = None
@@ -307,11 +303,9 @@ class GPT(nn.Module):
         if count > self.config.vocab_size:
             no_code = (ids >= self.config.vocab_size) & (ids != (self.slot or -1))
             mask = torch.zeros(count, device=self.device).masked_fill(no_code, -math.inf)
-            if offset is not None:
-                if count > len(offset):  # a slot past the padding is as likely as the rarest
-                    offset = F.pad(offset, (0, count - len(offset)), value=offset.min().item())
-                mask = mask + offset
-            offset = mask
+            if offset is not None and count > len(offset):  # a slot past the padding: as the rarest
+                offset = F.pad(offset, (0, count - len(offset)), value=offset.min().item())
+            offset = mask if offset is None else mask + offset
         return matrix, offset
 
     def set_bytes(self, raw):
@@ -340,12 +334,11 @@ class GPT(nn.Module):
         # three times as fast.
         rows = max(1, 2**20 // self.config.padded_size) if x.device.type == "cpu" else len(x)
         reduction = "none" if per_token else "sum"
-        pieces = [F.cross_entropy(self.logits(h, head).float(), t, reduction=reduction)
-                  for h, t in zip(x.split(rows), targets.split(rows))]
+        nats = [F.cross_entropy(self.logits(h, head).float(), t, reduction=reduction)
+                for h, t in zip(x.split(rows), targets.split(rows))]
         if per_token:
-            return torch.cat(pieces).view_as(ids)
-        nats = sum(pieces)
-        return nats / (targets != -100).sum()  # cross_entropy leaves out targets of -100
+            return torch.cat(nats).view_as(ids)
+        return sum(nats) / (targets != -100).sum()  # cross_entropy leaves out targets of -100
 
     def num_params(self):
         """Trained parameters: {"input", "body", "head", "total"}. What is shared counts once, as

@@ -1,18 +1,16 @@
 """What the papers measured besides the loss, on any checkpoint of this project.
 
-    python probe.py robustness out/tiny-kron-s* out/tiny-bpe_tied-s*      # does a typo matter?
-    python probe.py robustness --published=FILE.json            # the same tables, published results
-    python probe.py generation out/tiny-kron-s1 out/tiny-bpe_tied-s1  # is an odd word repeated?
-    python probe.py echo out/tiny-*                      # in-context copying, in nats
+    python probe.py robustness out/tiny-kron-s* out/tiny-bpe_tied-s*   # does a typo matter?
+    python probe.py generation out/tiny-*             # is an odd word of the prompt said again?
+    python probe.py echo out/tiny-*                   # in-context copying, in nats
     python probe.py tokens out/tiny-*                 # at which tokens is an arm better or worse?
     python probe.py layers out/tiny-*                 # what is near a word, at the input and above?
     python probe.py geometry --model=HuggingFaceTB/SmolLM-135M     # in Kronecker space, in tables?
-    python probe.py norms out/tiny-*                   # how far does the input drift in training?
+    python probe.py norms out/tiny-*                  # how far does the input drift in training?
 
-Seeds of an arm are averaged; runs that differ in anything but arm and seed are refused, but for
-rates as a grid chose them, --tuned=results/tiny/tuning.json. Each probe prints its tables and
-writes out/probe-NAME.md, .json and .png (or --out=results/OTHER). Prompts and word families are
-small TSV files in prompts/. `python probe.py NAME --help` says more.
+Seeds of an arm are averaged. Runs may differ in arm and seed alone, or in rates that a grid chose:
+--tuned=results/tiny/tuning.json. Each probe prints its tables and writes out/probe-NAME.md, .json
+and .png. Prompts are small TSV files in prompts/. `python probe.py NAME --help` says more.
 """
 from lib.errors import Parser, run
 from lib.tables import refuse_folder
@@ -28,12 +26,13 @@ def main():
     for name, probe in PROBES.items():
         command = commands.add_parser(name, description=probe.__doc__)
         command.set_defaults(call=probe.main)
+        if probe is not geometry:
+            command.add_argument("runs", nargs="+", metavar="RUN", help="like out/tiny-kron-s1")
+            command.add_argument("--tuned", help="tuning.json: the grid that chose each setting")
+        for option, how in probe.OPTIONS.items():
+            command.add_argument(option, **how)
         command.add_argument("--out", default=f"out/probe-{name}",
                              help="write OUT.md, OUT.json and OUT.png")
-        if probe is not geometry:
-            command.add_argument("--tuned", help="tuning.json: the grid that chose each arm's "
-                                                 "setting")
-        probe.add_arguments(command)
     args = parser.parse_args()
     refuse_folder(args.out)
     args.call(args)

@@ -1,10 +1,10 @@
 """The other answers to the same question: does a language model need a trainable input table?
 
-Each is an arm like those of codes.py: a class with its entry in `RIVALS`. What each isolates, and
-what its authors report, is in the README's table of arms.
+Each is an arm like those of codes.py: a class with its entry in `RIVALS`.
 
     kron_shuffled  kron's codes, dealt to other tokens: all of kron but the spelling
     kron_raw       kron without centring
+    kron_wide      kron plus a wide affine code: bytes and identity
     random         kron's bag with rows drawn by a hash of the id: a multi-hash (Bloom) embedding
     trigram        a bag of hashed byte trigrams (T-FREE)
     phase          bytes as phases, positions as rotations: nothing is ever cut
@@ -14,7 +14,6 @@ what its authors report, is in the README's table of arms.
     frozen_random  a random unit vector per token, never trained
     visual         what the token looks like, never trained
     bytes2word     learned queries attend over the token's bytes
-    kron_wide      kron plus a wide affine code: bytes and identity
 
 Default scale, rms(e) per coordinate at the start: 1 for what sums rows of a projection, 0.02 for
 what is a table or a product of tables, 1/sqrt(d) (unit norm) for what is never trained.
@@ -27,7 +26,8 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from codes import (AffineEmbedding, FixedCode, KroneckerEmbedding, draw, once_per_id, pack_bytes)
+from codes import (AffineEmbedding, KroneckerEmbedding, TokenEmbedding, draw, once_per_id,
+                   pack_bytes)
 
 
 # ---- kron, but for one thing -------------------------------------------------------------------
@@ -87,9 +87,8 @@ class KroneckerWideEmbedding(KroneckerEmbedding):
 
     @torch.no_grad()
     def reset_parameters(self, seed=0, name=""):
-        """Draw W as kron's: a pure function of (seed, name, shape)."""
         super().reset_parameters(seed, name)
-        self.W.div_(self.default_std)
+        self.W.div_(self.default_std)  # W's share of the vector starts at 1
 
     def forward(self, ids):
         known = (ids < self.vocab_size).unsqueeze(-1)
@@ -132,40 +131,44 @@ def hash32(x):
 
 # ---- bags of any length ------------------------------------------------------------------------
 
-class BagCode(FixedCode):
+class BagEmbedding(TokenEmbedding):
     """e(t) = scale[t] * sum over the token's list of rows: a bag without a longest length.
 
-    A subclass says which rows some bytes sum (`rows_of`), with what scale (`scale_of`), and what a
-    row's code (`row_codes`) and vector (`lift_rows`) are. Lists lie one after the other in `rows`,
-    token t's from `start[t]`, `count[t]` long.
+    A subclass says which rows some bytes sum (`rows_of`), with what scale (`scale_of`), and what
+    the vector of a row is (`lift`). Lists lie one after the other in `rows`, token t's from
+    `start[t]`, `count[t]` long.
     """
     reads_bytes = True
-    arguments = ("token_bytes", "form", "std")
+    arguments = ("token_bytes", "std")
 
-    def fill(self, token_bytes, form):
-        """Build the lists of all tokens; ids past `token_bytes` have none and embed as zero."""
-        lists = [torch.tensor(self.rows_of(raw), dtype=torch.int32) for raw in token_bytes]
-        nothing = torch.zeros(0, dtype=torch.int32)
-        lists += [nothing] * (self.num_embeddings - len(lists))
+    def __init__(self, num_embeddings, embedding_dim, token_bytes, width, std=None):
+        super().__init__(num_embeddings, embedding_dim, std)
+        self.code_width = width  # D
+        self.add_weight("W", (width, embedding_dim), self.std * width**-0.5)
         for name in ("rows", "count", "start", "distinct", "where", "scale"):
-            self.register_buffer(name, nothing, persistent=False)
-        if token_bytes:  # there are none on the meta device
-            self.arrange(lists)
-            parts = torch.arange(self.num_embeddings).split(4096)
-            self.scale = torch.cat([self.scale_of(ids) for ids in parts])
-        self.set_form(form)
+            self.register_buffer(name, None, persistent=False)
+        self.prepare()
+        lists = [*map(self.rows_of, token_bytes)]
+        lists += [[]] * (num_embeddings - len(lists))  # these embed as zero
+        # by numpy and on the CPU: a model that is built on the meta device has them too
+        self.arrange([torch.from_numpy(np.array(rows, np.int32)) for rows in lists])
+        ids = torch.arange(num_embeddings, device="cpu")
+        self.scale = torch.cat([self.scale_of(part) for part in ids.split(4096)])
+        self.reset_parameters()
+
+    def prepare(self):
+        """Make what `rows_of` and `scale_of` need: here nothing."""
 
     def arrange(self, lists):
         """Lay the tokens' lists, (m,) int32 each, one after the other."""
         self.rows = torch.cat(lists)
-        self.count = torch.tensor([len(rows) for rows in lists], dtype=torch.int32,
-                                  device=self.rows.device)
+        self.count = torch.tensor([len(rows) for rows in lists], device=self.rows.device)
         self.start = self.count.cumsum(0) - self.count
         self.distinct, self.where = self.rows.long().unique(return_inverse=True)
 
     def bags(self, ids):
         """The lists of ids (n,), joined, and where each begins: ((m,), (n,)) int64."""
-        count = self.count[ids].long()
+        count = self.count[ids]
         begins = count.cumsum(0) - count
         shift = (self.start[ids] - begins).repeat_interleave(count)
         return self.rows[shift + torch.arange(len(shift), device=ids.device)].long(), begins
@@ -176,135 +179,95 @@ class BagCode(FixedCode):
         lists[id] = torch.tensor(self.rows_of(raw), dtype=torch.int32, device=self.rows.device)
         self.arrange(lists)
         ids = torch.tensor([id], device=self.rows.device)
-        self.scale[ids] = self.scale_of(ids)
-        if self.table is not None:
-            self.table[ids] = self.code(ids)
-
-    def code(self, ids):
-        """The dense code, (n,) -> (n, D) float32: what the table form looks up."""
-        rows, begins = self.bags(ids)
-        distinct, where = rows.unique(return_inverse=True)
-        codes = self.row_codes(distinct)
-        return self.scale[ids].unsqueeze(-1) * F.embedding_bag(where, codes, begins, mode="sum")
-
-    def lift(self, code):
-        return code @ self.W
+        self.scale[ids] = self.scale_of(ids).to(self.scale.dtype)
 
     def vectors(self, ids):
         """e(t) of each id, (n,) -> (n, d): a row is lifted once, then summed into its tokens."""
         rows, begins = self.bags(ids)
         distinct, where = rows.unique(return_inverse=True)
-        lifted = self.lift_rows(distinct)
-        return self.scale[ids].unsqueeze(-1) * F.embedding_bag(where, lifted, begins, mode="sum")
+        summed = F.embedding_bag(where, self.lift(distinct), begins, mode="sum")
+        return (self.scale[ids].unsqueeze(-1) * summed).to(self.W.dtype)
 
-    def embed(self, ids):
+    def forward(self, ids):
         if not torch.compiler.is_compiling():
             return once_per_id(self.vectors, ids)
         # torch.compile needs static shapes: the bags of the whole vocabulary, looked up
-        lifted = self.lift_rows(self.distinct)
-        table = F.embedding_bag(self.where, lifted, self.start, mode="sum")
-        return F.embedding(ids, self.scale.unsqueeze(-1) * table)
+        summed = F.embedding_bag(self.where, self.lift(self.distinct), self.start, mode="sum")
+        return F.embedding(ids, (self.scale.unsqueeze(-1) * summed).to(self.W.dtype))
 
 
-class TrigramEmbedding(BagCode):
+class TrigramEmbedding(BagEmbedding):
     """e(t) = sqrt(v/n) * sum of the n hashed rows of the token's byte trigrams, W ~ N(0,
     1/sqrt(v)), so that rms(e) starts at 1. T-FREE (Deiseroth et al., arXiv 2406.19223).
 
     With a sentinel before and after, L bytes have L trigrams; each one of their *set* gives m = 4
-    rows, hash(trigram, j) mod v. T-FREE has whole words, v = 32,000, m = 10, two of the ten shared
-    with the lower-cased trigram, rows summed and not normalised, std sqrt(2/(5d)); ours is for BPE
-    tokens at kron's budget, v = `rows` (unset: 4,096).
+    rows, hash(trigram, j) mod v, v = `rows` (unset: 4,096, kron's budget). T-FREE has whole words,
+    v = 32,000, m = 10, two of them shared with the lower-cased trigram, and does not normalise.
     """
     hashes, options = 4, {"rows": 0}
 
-    def __init__(self, num_embeddings, embedding_dim, token_bytes, form="on_the_fly", std=None,
-                 rows=0):
-        super().__init__()
-        self.num_embeddings, self.embedding_dim = num_embeddings, embedding_dim
-        self.code_width, self.std = chosen("rows", rows, 4096), std or self.default_std
-        self.W = nn.Parameter(torch.empty(self.code_width, embedding_dim))
-        self.fill(token_bytes, form)
-        self.reset_parameters()
-
-    reset_parameters = KroneckerEmbedding.reset_parameters
+    def __init__(self, num_embeddings, embedding_dim, token_bytes, std=None, rows=0):
+        width = chosen("rows", rows, 4096)
+        super().__init__(num_embeddings, embedding_dim, token_bytes, width, std)
 
     def rows_of(self, raw):
         spelled = [256, *raw, 256]
         found = sorted(set(zip(spelled, spelled[1:], spelled[2:])))
         number = torch.tensor([(a * 257 + b) * 257 + c for a, b, c in found], dtype=torch.int64)
-        j = torch.arange(self.hashes)
-        rows = hash32(hash32(number).unsqueeze(-1) + j) % self.code_width
+        rows = hash32(hash32(number).unsqueeze(-1) + torch.arange(self.hashes)) % self.code_width
         return rows.flatten().tolist()
 
     def scale_of(self, ids):
         count = self.count[ids].float()
         return torch.where(count > 0, (self.code_width / count.clamp(min=1)).sqrt(), 0.0)
 
-    def row_codes(self, rows):
-        return F.one_hot(rows, self.code_width).float()
-
-    def lift_rows(self, rows):
+    def lift(self, rows):
         return F.embedding(rows, self.W)
 
     def params_in_use(self, vocab_size):
-        """Trained parameters in rows of W that a vocabulary token sums."""
         rows, _ = self.bags(torch.arange(vocab_size, device=self.rows.device))
         return len(rows.unique()) * self.embedding_dim
 
 
-class PhaseEmbedding(BagCode):
+class PhaseEmbedding(BagEmbedding):
     """e(t) = z W, z = sqrt(D) kappa / |kappa|, kappa = sum_p exp(i (theta[byte_p] + p omega)) as
     D = 2F reals [Re, Im]: a position is a rotation, so there is no slot, no cut and no collision.
 
-    theta (256, F) and omega (F,) are uniform on (-pi, pi), drawn once by a fixed seed, the same for
-    all runs. W ~ N(0, 1/sqrt(D)), so that rms(e) starts at 1. After abi2024/kronecker_v2. z has
-    more entries of the size of 1 than kron's: a step of Adam moves e by up to lr * |z|_1, 1,263
-    at D = 1,536 against kron's 248 to 324, so its learning-rate multiplier is to be tuned.
+    theta (256, F) and omega (F,) are uniform on (-pi, pi), the same in all runs. W ~ N(0,
+    1/sqrt(D)), so that rms(e) starts at 1. After abi2024/kronecker_v2. A step of Adam moves e by up
+    to lr * |z|_1, 1,263 at D = 1,536 against kron's 248 to 324: its learning-rate multiplier is to
+    be tuned.
     """
     options = {"code_width": 0}
 
-    def __init__(self, num_embeddings, embedding_dim, token_bytes, form="on_the_fly", std=None,
-                 code_width=0):
-        super().__init__()
-        self.num_embeddings, self.embedding_dim = num_embeddings, embedding_dim
+    def __init__(self, num_embeddings, embedding_dim, token_bytes, std=None, code_width=0):
         if code_width < 0 or code_width % 2:
             raise ValueError(f"code_width={code_width}: code 'phase' takes an even number")
-        self.code_width, self.std = code_width or 1536, std or self.default_std
-        frequencies = self.code_width // 2
-        rng = np.random.RandomState(0)
-        theta = rng.uniform(-math.pi, math.pi, (256, frequencies))
-        omega = rng.uniform(-math.pi, math.pi, frequencies)
-        self.register_buffer("theta", torch.from_numpy(theta), persistent=False)
-        self.register_buffer("omega", torch.from_numpy(omega), persistent=False)
-        self.W = nn.Parameter(torch.empty(self.code_width, embedding_dim))
-        self.fill(token_bytes, form)
-        self.reset_parameters()
+        super().__init__(num_embeddings, embedding_dim, token_bytes, code_width or 1536, std)
 
-    reset_parameters = KroneckerEmbedding.reset_parameters
+    def prepare(self):
+        drawn = np.random.RandomState(0).uniform(-math.pi, math.pi, (257, self.code_width // 2))
+        # theta and omega as the bits of float64, which .to(bfloat16) leaves alone
+        self.register_buffer("angles", torch.from_numpy(drawn).view(torch.int64), persistent=False)
 
     def rows_of(self, raw):
         """A row stands for a byte at a position: 256 * position + byte."""
         return [256 * position + byte for position, byte in enumerate(raw)]
 
-    def row_codes(self, rows):
+    def phases(self, rows):
         """exp(i (theta[byte] + p omega)) of rows (n,) -> (n, D) float32."""
-        position = (rows // 256).unsqueeze(-1)
-        angle = self.theta[rows % 256] + position * self.omega  # (n, F) float64: p omega is large
+        theta, omega = self.angles.view(torch.float64).split([256, 1])
+        angle = theta[rows % 256] + (rows // 256).unsqueeze(-1) * omega  # float64: p omega is large
         return torch.cat([angle.cos(), angle.sin()], -1).float()
 
     def scale_of(self, ids):
         rows, begins = self.bags(ids)
         distinct, where = rows.unique(return_inverse=True)
-        kappa = F.embedding_bag(where, self.row_codes(distinct), begins, mode="sum")
-        norm = kappa.norm(dim=-1)
+        norm = F.embedding_bag(where, self.phases(distinct), begins, mode="sum").norm(dim=-1)
         return torch.where(norm > 0, self.code_width**0.5 / norm.clamp(min=1e-6), 0.0)
 
-    def lift_rows(self, rows):
-        return self.row_codes(rows) @ self.W
-
-    def params_in_use(self, vocab_size):
-        """Every row of W is a frequency, and every token has all of them."""
-        return self.W.numel()
+    def lift(self, rows):
+        return self.phases(rows).to(self.W.dtype) @ self.W
 
 
 # ---- smaller tables ----------------------------------------------------------------------------
@@ -316,59 +279,39 @@ def chosen(key, value, default):
     return value or default
 
 
-class LowRankEmbedding(nn.Module):
-    """e(t) = A[t] B, A (V x r) ~ N(0, std), B (r x d) ~ N(0, 1/sqrt(r)): a table of rank r. ALBERT
-    (Lan et al., arXiv 1909.11942), here with a scale that does not depend on r. ids (...) ->
-    (..., d). `rank` unset: 62, kron's budget at GPT-2's vocabulary."""
-    lifts = head_lifts = ("linear",)
-    arguments, options = ("std",), {"rank": 0}
-    reads_bytes, default_std = False, 0.02
+class LowRankEmbedding(TokenEmbedding):
+    """e(t) = A[t] B, A (V x r) ~ N(0, std), B (r x d) ~ N(0, 1/sqrt(r)): a table of rank r = `rank`
+    (unset: 62, kron's budget at GPT-2's vocabulary). ALBERT (Lan et al., arXiv 1909.11942), here
+    with a scale that does not depend on r."""
+    options, default_std = {"rank": 0}, 0.02
 
     def __init__(self, num_embeddings, embedding_dim, std=None, rank=0):
-        super().__init__()
-        self.num_embeddings, self.embedding_dim = num_embeddings, embedding_dim
-        self.rank, self.std = chosen("rank", rank, 62), std or self.default_std
-        self.A = nn.Parameter(torch.empty(num_embeddings, self.rank))
-        self.B = nn.Parameter(torch.empty(self.rank, embedding_dim))
+        super().__init__(num_embeddings, embedding_dim, std)
+        self.rank = chosen("rank", rank, 62)
+        self.add_weight("A", (num_embeddings, self.rank), self.std)
+        self.add_weight("B", (self.rank, embedding_dim), self.rank**-0.5)
         self.reset_parameters()
-
-    @torch.no_grad()
-    def reset_parameters(self, seed=0, name=""):
-        """Draw the initial values: a pure function of (seed, name, shape)."""
-        self.A.normal_(0, self.std, generator=draw(seed, f"{name}A", self.A.shape))
-        self.B.normal_(0, self.rank**-0.5, generator=draw(seed, f"{name}B", self.B.shape))
 
     def forward(self, ids):
         return F.embedding(ids, self.A) @ self.B
 
     def params_in_use(self, vocab_size):
-        """Trained parameters in rows that a vocabulary token touches."""
         return vocab_size * self.rank + self.B.numel()
 
 
-class HashEmbedding(nn.Module):
+class HashEmbedding(TokenEmbedding):
     """e(t) = sum_{k < 2} p[t, k] W[h_k(t)], h_k(t) = hash(seed, k, t) mod `rows` (unset: 4,096):
     shared rows, told apart by learned weights. Hash embeddings (Svenstrup et al. 2017; there
     W ~ N(0, 0.1) and p ~ N(0, 0.0005)); here W ~ N(0, std) and p starts at 1/sqrt(2), so that
-    rms(e) = std. ids (...) -> (..., d)."""
-    lifts = head_lifts = ("linear",)
-    arguments, options = ("std", "seed"), {"rows": 0}
-    reads_bytes, default_std = False, 0.02
+    rms(e) = std."""
+    arguments, options, default_std = ("std", "seed"), {"rows": 0}, 0.02
 
     def __init__(self, num_embeddings, embedding_dim, std=None, seed=0, rows=0):
-        super().__init__()
-        self.num_embeddings, self.embedding_dim, self.seed = num_embeddings, embedding_dim, seed
-        self.std = std or self.default_std
-        self.W = nn.Parameter(torch.empty(chosen("rows", rows, 4096), embedding_dim))
-        self.importance = nn.Parameter(torch.empty(num_embeddings, 2))
+        super().__init__(num_embeddings, embedding_dim, std)
+        self.seed = seed
+        self.add_weight("W", (chosen("rows", rows, 4096), embedding_dim), self.std)
+        self.importance = nn.Parameter(torch.full((num_embeddings, 2), 0.5**0.5))  # p
         self.reset_parameters()
-
-    @torch.no_grad()
-    def reset_parameters(self, seed=0, name=""):
-        """Draw the initial values: a pure function of (seed, name, shape)."""
-        generator = draw(seed, f"{name}weight", self.W.shape)
-        self.W.normal_(0, self.std, generator=generator)
-        self.importance.fill_(0.5**0.5)
 
     def rows(self, ids):
         """Which two rows of W each id sums: (n,) -> (n, 2) int64."""
@@ -384,34 +327,23 @@ class HashEmbedding(nn.Module):
         return once_per_id(self.vectors, ids)
 
     def params_in_use(self, vocab_size):
-        """Trained parameters in rows that a vocabulary token touches, and its two weights."""
         ids = torch.arange(vocab_size, device=self.W.device)
         return len(self.rows(ids).unique()) * self.embedding_dim + 2 * vocab_size
 
 
-class QuotientRemainderEmbedding(nn.Module):
+class QuotientRemainderEmbedding(TokenEmbedding):
     """e(t) = R[t mod m] * Q[t div m], elementwise, m = `buckets` (unset: ceil(sqrt V)). Shi et al.,
     arXiv 1909.02107. Both factors ~ N(0, sqrt(std)), so that rms(e) = std (the reference draws one
-    of them uniformly between 1/sqrt(n) and 1, by a slip). ids (...) -> (..., d)."""
-    lifts = head_lifts = ("linear",)
-    arguments, options = ("std",), {"buckets": 0}
-    reads_bytes, default_std = False, 0.02
+    of them uniformly between 1/sqrt(n) and 1, by a slip)."""
+    options, default_std = {"buckets": 0}, 0.02
 
     def __init__(self, num_embeddings, embedding_dim, std=None, buckets=0):
-        super().__init__()
-        self.num_embeddings, self.embedding_dim = num_embeddings, embedding_dim
+        super().__init__(num_embeddings, embedding_dim, std)
         self.buckets = chosen("buckets", buckets, math.isqrt(num_embeddings - 1) + 1)
-        self.std = std or self.default_std
         quotients = (num_embeddings - 1) // self.buckets + 1
-        self.R = nn.Parameter(torch.empty(self.buckets, embedding_dim))
-        self.Q = nn.Parameter(torch.empty(quotients, embedding_dim))
+        self.add_weight("R", (self.buckets, embedding_dim), self.std**0.5)
+        self.add_weight("Q", (quotients, embedding_dim), self.std**0.5)
         self.reset_parameters()
-
-    @torch.no_grad()
-    def reset_parameters(self, seed=0, name=""):
-        """Draw the initial values: a pure function of (seed, name, shape)."""
-        self.R.normal_(0, self.std**0.5, generator=draw(seed, f"{name}R", self.R.shape))
-        self.Q.normal_(0, self.std**0.5, generator=draw(seed, f"{name}Q", self.Q.shape))
 
     def vectors(self, ids):
         return F.embedding(ids % self.buckets, self.R) * F.embedding(ids // self.buckets, self.Q)
@@ -420,34 +352,28 @@ class QuotientRemainderEmbedding(nn.Module):
         return once_per_id(self.vectors, ids)
 
     def params_in_use(self, vocab_size):
-        """Trained parameters in rows that a vocabulary token touches."""
         rows = min(vocab_size, self.buckets) + (vocab_size - 1) // self.buckets + 1
         return rows * self.embedding_dim
 
 
 # ---- never trained -----------------------------------------------------------------------------
 
-class FrozenEmbedding(nn.Module):
+class FrozenEmbedding(TokenEmbedding):
     """A V x d table that is never trained, rows of unit norm (rms 1/sqrt(d)) unless `std` says
-    otherwise. It is stored as float16 and lives in the checkpoint, so that nothing but the
-    checkpoint is needed to have it again. ids (...) -> (..., d)."""
-    lifts, head_lifts, reads_bytes = ("none",), (), False
-    arguments, options = ("std",), {}
+    otherwise. It is stored as float16 in the checkpoint, so that nothing else is needed to have it
+    again."""
+    lifts, head_lifts = ("none",), ()
 
     def __init__(self, num_embeddings, embedding_dim, std=None):
-        super().__init__()
-        self.num_embeddings, self.embedding_dim = num_embeddings, embedding_dim
         self.default_std = embedding_dim**-0.5
-        self.std = std or self.default_std
+        super().__init__(num_embeddings, embedding_dim, std)
         table = torch.zeros(num_embeddings, embedding_dim, dtype=torch.float16)
         self.register_buffer("table", table)
+        scale = torch.tensor(self.std / self.default_std)  # of the type that the vectors have
+        self.register_buffer("scale", scale, persistent=False)
 
     def forward(self, ids):
-        return F.embedding(ids, self.table).float() * (self.std / self.default_std)
-
-    def params_in_use(self, vocab_size):
-        """Nothing is trained."""
-        return 0
+        return F.embedding(ids, self.table).to(self.scale.dtype) * self.scale
 
 
 class FrozenRandomEmbedding(FrozenEmbedding):
@@ -456,7 +382,6 @@ class FrozenRandomEmbedding(FrozenEmbedding):
 
     @torch.no_grad()
     def reset_parameters(self, seed=0, name=""):
-        """Draw the table: a pure function of (seed, name, shape)."""
         shape = self.table.shape
         drawn = torch.randn(shape, generator=draw(seed, f"{name}table", shape), device="cpu")
         self.table.copy_(F.normalize(drawn, dim=-1))
@@ -473,8 +398,7 @@ class VisualEmbedding(FrozenEmbedding):
 
     def __init__(self, num_embeddings, embedding_dim, token_bytes, std=None):
         if embedding_dim > 1024:
-            raise ValueError(f"n_embd={embedding_dim}: code 'visual' has 1,024 pixels, so at most "
-                             "1024")
+            raise ValueError(f"n_embd={embedding_dim}: code 'visual' has at most its 1,024 pixels")
         super().__init__(num_embeddings, embedding_dim, std)
         self.token_bytes = token_bytes
 
@@ -487,48 +411,6 @@ class VisualEmbedding(FrozenEmbedding):
             self.table[:len(codes)] = F.normalize(codes, dim=-1).half().to(self.table.device)
 
 
-def bitmap(raw, size=32):
-    """A token's look, (32, 32) bool: each character at font size 32, centred in a 32 x 32 cell,
-    cells side by side, resized to 32 x 32, then True above half of the brightest. White space,
-    characters that the font lacks and bytes that are no UTF-8 are drawn as their hex digits."""
-    from PIL import Image
-    cells = [glyph(c, size) for c in drawable(raw)] or [np.zeros((size, size), np.uint8)]
-    strip = Image.fromarray(np.concatenate(cells, axis=1))
-    pixels = np.asarray(strip.resize((size, size), Image.Resampling.BOX))
-    return pixels > pixels.max() / 2
-
-
-@functools.cache
-def font(size):
-    """(DejaVu Sans at that size, the set of code points that it has)."""
-    from matplotlib import font_manager, ft2font
-    from PIL import ImageFont
-    path = font_manager.findfont("DejaVu Sans")
-    return ImageFont.truetype(path, size), set(ft2font.FT2Font(path).get_charmap())
-
-
-@functools.cache
-def glyph(character, size):
-    """A character, centred in a (size, size) uint8 cell."""
-    from PIL import Image, ImageDraw
-    cell = Image.new("L", (size, size))
-    ImageDraw.Draw(cell).text((size / 2, size / 2), character, 255, font(size)[0], anchor="mm")
-    return np.asarray(cell)
-
-
-def drawable(raw):
-    """The characters that stand for some bytes, each of which the font has."""
-    characters = []
-    for c in raw.decode("utf-8", errors="surrogateescape"):
-        if "\udc80" <= c <= "\udcff":  # a byte that is no UTF-8
-            characters += f"{ord(c) - 0xDC00:02X}"
-        elif c.isspace() or ord(c) not in font(32)[1]:
-            characters += f"{ord(c):02X}"
-        else:
-            characters.append(c)
-    return characters
-
-
 def principal_components(x, count):
     """The coordinates of rows (n, m) along the `count` leading principal components, (n, count)
     float32; x is centred."""
@@ -539,9 +421,44 @@ def principal_components(x, count):
     return torch.cat([((part.double() - mean) @ leading).float() for part in x.split(4096)])
 
 
+def bitmap(raw):
+    """A token's look, (32, 32) bool: each character at font size 32, centred in a 32 x 32 cell,
+    cells side by side, resized to 32 x 32, then True above half of the brightest. White space,
+    characters that the font lacks and bytes that are no UTF-8 are drawn as their hex digits."""
+    from PIL import Image
+    characters = ""
+    for c in raw.decode("utf-8", errors="surrogateescape"):
+        if "\udc80" <= c <= "\udcff":  # a byte that is no UTF-8
+            characters += f"{ord(c) - 0xDC00:02X}"
+        else:
+            characters += f"{ord(c):02X}" if c.isspace() or ord(c) not in font()[1] else c
+    cells = [glyph(c) for c in characters] or [np.zeros((32, 32), np.uint8)]
+    strip = Image.fromarray(np.concatenate(cells, axis=1))
+    pixels = np.asarray(strip.resize((32, 32), Image.Resampling.BOX))
+    return pixels > pixels.max() / 2
+
+
+@functools.cache
+def font():
+    """(DejaVu Sans at size 32, the set of code points that it has)."""
+    from matplotlib import font_manager, ft2font
+    from PIL import ImageFont
+    path = font_manager.findfont("DejaVu Sans")
+    return ImageFont.truetype(path, 32), set(ft2font.FT2Font(path).get_charmap())
+
+
+@functools.cache
+def glyph(character):
+    """A character, centred in a (32, 32) uint8 cell."""
+    from PIL import Image, ImageDraw
+    cell = Image.new("L", (32, 32))
+    ImageDraw.Draw(cell).text((16, 16), character, 255, font()[0], anchor="mm")
+    return np.asarray(cell)
+
+
 # ---- a trained reader of spelling --------------------------------------------------------------
 
-class BytesToWordEmbedding(nn.Module):
+class BytesToWordEmbedding(TokenEmbedding):
     """Learned queries attend over the token's bytes. In the spirit of Byte2Word (Lee, Guo, Qiu,
     arXiv 2211.12677), whose exact sizes we could not read:
 
@@ -550,39 +467,30 @@ class BytesToWordEmbedding(nn.Module):
         e(t) = LayerNorm(concat_h sum_i a_h,i (x_i V)_h) O          K, V: e x d, O: d x d
 
     A sum over bytes commutes with V, and q_h with K, so both act once per token instead of once
-    per byte. O ~ N(0, std/sqrt(d)) after the norm gives rms(e) = std. ids (...) -> (..., d).
+    per byte. O ~ N(0, std/sqrt(d)) after the norm gives rms(e) = std.
     """
     lifts, head_lifts = ("attention",), ()
     arguments, options = ("token_bytes", "std", "n_head"), {"pos_dim": 16}
-    reads_bytes, default_std = True, 1.0
+    reads_bytes = True
     inner = 256  # e
 
     def __init__(self, num_embeddings, embedding_dim, token_bytes, pos_dim=16, std=None, n_head=8):
-        super().__init__()
-        self.num_embeddings, self.embedding_dim = num_embeddings, embedding_dim
-        self.pos_dim, self.heads, self.std = pos_dim, n_head, std or self.default_std
+        super().__init__(num_embeddings, embedding_dim, std)
+        self.pos_dim, self.heads = pos_dim, n_head
         e, d = self.inner, embedding_dim
-        self.B = nn.Parameter(torch.empty(256, e))
-        self.S = nn.Parameter(torch.empty(pos_dim, e))
-        self.q = nn.Parameter(torch.empty(n_head, d // n_head))
-        self.K = nn.Parameter(torch.empty(e, d))
-        self.V = nn.Parameter(torch.empty(e, d))
+        self.add_weight("B", (256, e), 0.02)
+        self.add_weight("S", (pos_dim, e), 0.02)
+        self.add_weight("q", (n_head, d // n_head), 1.0)
+        self.add_weight("K", (e, d), e**-0.5)
+        self.add_weight("V", (e, d), e**-0.5)
         self.norm = nn.LayerNorm(d, bias=False)
-        self.O = nn.Parameter(torch.empty(d, d))
+        self.add_weight("O", (d, d), self.std * d**-0.5)
         packed, length = pack_bytes(token_bytes, num_embeddings, pos_dim)
         self.register_buffer("bytes", packed, persistent=False)
         self.register_buffer("length", length, persistent=False)
         self.reset_parameters()
 
-    @torch.no_grad()
-    def reset_parameters(self, seed=0, name=""):
-        """Draw the initial values: each a pure function of (seed, name, shape)."""
-        e, d = self.inner, self.embedding_dim
-        stds = {"B": 0.02, "S": 0.02, "q": 1.0, "K": e**-0.5, "V": e**-0.5, "O": self.std * d**-0.5}
-        for which, std in stds.items():
-            p = self.get_parameter(which)
-            p.normal_(0, std, generator=draw(seed, f"{name}{which}", p.shape))
-        self.norm.weight.fill_(1.0)
+    present = KroneckerEmbedding.present
 
     def set_bytes(self, id, raw):
         """Give one id other bytes, as for a forced word in a free slot."""
@@ -593,15 +501,14 @@ class BytesToWordEmbedding(nn.Module):
     def vectors(self, ids):
         H, d = self.heads, self.embedding_dim
         x = F.embedding(self.bytes[ids].long(), self.B) + self.S  # (n, P, e)
-        present = torch.arange(self.pos_dim, device=ids.device) < self.length[ids].unsqueeze(-1)
+        present = self.present(ids)  # (n, P)
         queries = torch.einsum("ehw,hw->eh", self.K.view(-1, H, d // H), self.q)  # q_h K_h^T
         scores = x @ queries * (d / H)**-0.5  # (n, P, H)
         # a token without bytes attends evenly to nothing: finite, and zero in the end
         scores = scores.masked_fill(~present.unsqueeze(-1), -1e4)
         read = scores.softmax(1).transpose(1, 2) @ x  # (n, H, e)
         heads = torch.einsum("nhe,ehw->nhw", read, self.V.view(-1, H, d // H))
-        e = self.norm(heads.flatten(1)) @ self.O
-        return e * present[:, :1]
+        return self.norm(heads.flatten(1)) @ self.O * present[:, :1]
 
     def forward(self, ids):
         return once_per_id(self.vectors, ids)
@@ -609,10 +516,9 @@ class BytesToWordEmbedding(nn.Module):
     def params_in_use(self, vocab_size):
         """All but the rows of B and S of bytes and positions that no token has."""
         ids = torch.arange(vocab_size, device=self.bytes.device)
-        present = torch.arange(self.pos_dim, device=ids.device) < self.length[ids].unsqueeze(-1)
-        used = len(self.bytes[ids][present].unique()) + int(self.length[ids].max())
+        used = len(self.bytes[ids][self.present(ids)].unique()) + int(self.length[ids].max())
         idle = 256 + self.pos_dim - used
-        return sum(p.numel() for p in self.parameters()) - idle * self.inner
+        return super().params_in_use(vocab_size) - idle * self.inner
 
 
 RIVALS = {

@@ -22,17 +22,15 @@ import torch.distributed as dist
 
 from lib.config import check, compose, explain
 from lib.data import Data, sequence_blocks, text_bytes, to_device
-from lib.distributed import (StopRequest, any_rank, autocast, end_ranks, in_one_line, local_rank,
-                             print0, rank, refuse_differences, slow_step, start_ranks, sum_ranks,
-                             world_size)
-from lib.errors import InputError, clock, run
-from lib.evaluate import InputWatch, evaluate, input_norm, save_evaluation
+from lib.distributed import (StopRequest, any_rank, autocast, in_one_line, local_rank, print0, rank,
+                             refuse_differences, start_ranks, sum_ranks, world_size)
+from lib.errors import InputError, clock, run, write_atomic
+from lib.evaluate import InputWatch, evaluate, input_norm
 from lib.generation import one_line_sample
 from lib.hardware import described, dry_run, peak_flops
 from lib.plots import loss_picture
 from lib.provenance import describe_machine
 from lib.run_folder import RunFolder, build_model
-from lib.tokenizer import code_lines
 
 
 def learning_rate(step, config):
@@ -46,22 +44,19 @@ def learning_rate(step, config):
 
 
 def make_optimizer(model, config):
-    """Fused AdamW. Weight decay on matrices only. The input, and a head that is tied to it, learn
-    embed_lr_mult times as fast; their decay is divided by that, so that a step shrinks them alike.
-    What `requires_grad_(False)` froze is left out."""
+    """Fused AdamW, weight decay on matrices only, what is frozen left out. The input, and a head
+    that is tied to it, learn embed_lr_mult times as fast; their decay is divided by that, so that a
+    step shrinks them alike."""
     inputs = {id(p) for p in model.transformer.wte.parameters()}
-    mult, decay = config.embed_lr_mult, config.weight_decay
-    groups = [{"params": [], "lr_mult": mult, "weight_decay": decay / mult},  # input, matrices
-              {"params": [], "lr_mult": 1.0, "weight_decay": decay},          # the rest's matrices
-              {"params": [], "lr_mult": 1.0, "weight_decay": 0.0},            # its vectors
-              {"params": [], "lr_mult": mult, "weight_decay": 0.0}]           # input, vectors
-    for p in model.parameters():
-        if not p.requires_grad:
-            continue
-        of_input, matrix = id(p) in inputs, p.dim() >= 2
-        number = (0 if matrix else 3) if of_input else (1 if matrix else 2)
-        groups[number]["params"].append(p)
-    groups = [group for group in groups if group["params"]]
+    kinds = [(True, True), (False, True), (False, False), (True, False)]  # of the input?, matrix?
+    groups = []
+    for of_input, matrix in kinds:
+        params = [p for p in model.parameters() if p.requires_grad
+                  and (id(p) in inputs, p.dim() >= 2) == (of_input, matrix)]
+        mult = config.embed_lr_mult if of_input else 1.0
+        decay = config.weight_decay / mult if matrix else 0.0
+        if params:
+            groups.append({"params": params, "lr_mult": mult, "weight_decay": decay})
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(config.beta1, config.beta2),
                              fused=True)
 
@@ -79,10 +74,9 @@ def train_step(step, forward, model, optimizer, scaler, data, config):
     if config.dropout:  # a function of (seed, step, rank): a resumed run drops the same units
         torch.manual_seed(hash((config.seed, step, rank())))
 
-    sequences = config.batch_size * config.gradient_accumulation_steps  # in a step, over all ranks
-    mine = sequences // world_size()
+    mine = config.sequences // world_size()
     micro = min(config.batch_size, mine)
-    first = step * sequences + rank() * mine
+    first = step * config.sequences + rank() * mine
     loss, crc = torch.zeros((), device=model.device), 0
     for i in range(first, first + mine, micro):
         blocks = sequence_blocks(data.blocks("train"), config.seed, i, micro)
@@ -91,7 +85,7 @@ def train_step(step, forward, model, optimizer, scaler, data, config):
         x, y = to_device(ids, model.device)
         with autocast(model.device, config.dtype):
             # scaled so that the ranks' gradients add up to that of the whole batch
-            micro_loss = forward(x, y) * (micro / sequences)
+            micro_loss = forward(x, y) * (micro / config.sequences)
         scaler.scale(micro_loss).backward()
         loss += micro_loss.detach()
     for p in model.parameters():
@@ -138,16 +132,16 @@ def validate(forward, data, config, device):
 
 
 class Progress:
-    """The steps since the last line of the log: their time and gradient norms, which stay on the
-    device until then."""
+    """The steps since the last line of the log: their time, and their gradient norms, which stay on
+    the device until then."""
 
     def __init__(self, folder, model, scaler, config, step):
         self.folder, self.scaler, self.config = folder, scaler, config
-        self.tokens = config.batch_size * config.gradient_accumulation_steps * config.block_size
+        self.tokens = config.sequences * config.block_size  # in a step
         self.flops, self.peak = model.flops_per_token(), peak_flops(model.device, world_size())
-        self.start = self.logged_at = time.perf_counter()
-        self.first = self.logged = self.validated = step
-        self.norms, self.clipped = [], 0  # steps clipped since a validation
+        self.logged, self.logged_at = step, time.perf_counter()
+        self.first = None  # (step, time) of the first line
+        self.validated, self.norms, self.clipped = step, [], 0  # steps clipped since a validation
 
     def clipped_share(self, step):
         """The share of steps that were clipped since this was last asked."""
@@ -161,40 +155,35 @@ class Progress:
         return InputError(f"step {step}: {what}; lower learning_rate or raise warmup_steps; "
                           f"{self.folder.path} keeps the last good state")
 
-    def refuse_non_finite(self):
-        """InputError if a gradient norm since the last line is not finite. With float16, whose
-        scaler skips such a step and halves its scale, only if that does not help."""
-        if not self.norms or self.scaler.is_enabled() and self.scaler.get_scale() >= 1:
-            return
-        finite = torch.stack(self.norms).isfinite().tolist()
-        if False in finite:
-            step = self.logged + finite.index(False)
-            size = self.config.batch_size * self.config.gradient_accumulation_steps
-            raise self.diverged(step + 1, "the gradient norm is not finite (sequences "
-                                f"{step * size} to {(step + 1) * size - 1} of the training order)")
+    def finite_norms(self):
+        """The gradient norms since the last line. InputError if one is not finite; with float16,
+        whose scaler skips such a step and halves its scale, only if that does not help."""
+        norms = torch.stack(self.norms).tolist() if self.norms else []
+        helps = self.scaler.is_enabled() and self.scaler.get_scale() >= 1
+        for i, norm in enumerate(norms):
+            if not math.isfinite(norm) and not helps:
+                raise self.diverged(self.logged + 1 + i, "the gradient norm is not finite")
+        return norms
 
     def log_step(self, step, loss, crc):
         """Log and print the step that was just made, `loss` and `crc` being this rank's."""
         loss, crc = sum_ranks(torch.tensor([loss.item(), crc], dtype=torch.float64)).tolist()
-        self.refuse_non_finite()
-        self.clipped += sum(norm.item() > self.config.grad_clip > 0 for norm in self.norms)
+        norms = self.finite_norms()
+        self.clipped += sum(norm > self.config.grad_clip > 0 for norm in norms)
         now, lr = time.perf_counter(), learning_rate(step - 1, self.config)
         seconds = (now - self.logged_at) / (step - self.logged)
         rate = self.tokens / seconds
-        self.folder.log({"step": step, "loss": loss, "grad_norm": self.norms[-1].item(), "lr": lr,
+        self.folder.log({"step": step, "loss": loss, "grad_norm": norms[-1], "lr": lr,
                          "ms": seconds * 1e3, "tokens_per_s": rate, "batch_crc": int(crc)})
         line = (f"step {step}/{self.config.max_steps} | loss {loss:.4f} | lr {lr:.2e} | "
                 f"{seconds * 1e3:.0f} ms | {rate:,.0f} tokens/s")
         if self.peak:
             line += f" | MFU {100 * rate * self.flops / self.peak:.1f} %"
-        if self.logged == self.first:  # the first step compiles, and it alone does
-            self.start, self.first_logged = now, step
-        else:
-            a_step = (now - self.start) / (step - self.first_logged)
+        if self.first:  # the time left is of later steps: the first one compiles
+            a_step = (now - self.first[1]) / (step - self.first[0])
             line += f" | {clock(a_step * (self.config.max_steps - step))} left"
-        if self.logged == self.first + 1:
-            line += slow_step(seconds)
         print0(line)
+        self.first = self.first or (step, now)
         self.logged_at, self.logged, self.norms = now, step, []
 
 
@@ -208,23 +197,24 @@ def open_data(config):
 
 
 def describe_run(config, arm, data, model):
-    """What the run is: the first line of its log but for the machine, a dict; it is printed too."""
-    sequences = config.batch_size * config.gradient_accumulation_steps
-    tokens = sequences * config.block_size
-    epochs = config.max_steps * sequences / data.blocks("train")
-    wte, counts = model.transformer.wte, model.num_params()
-    counts["in_use"] = wte.params_in_use(data.tokenizer.vocab_size)
+    """Print what the run is. Returns the first line of its log, but for the machine: a dict."""
+    tokens = config.sequences * config.block_size
+    epochs = config.max_steps * config.sequences / data.blocks("train")
+    counts = model.num_params()
+    counts["in_use"] = model.transformer.wte.params_in_use(data.tokenizer.vocab_size)
     print0(f"out/{config.name}: {arm}, {counts['total']:,} parameters ({counts['input']:,} input "
-           f"of which {counts['in_use']:,} in use, {counts['body']:,} body, "
-           f"{counts['head']:,} head), "
-           f"{tokens:,} tokens per step, {epochs:.2f} epochs, {config.dtype} on {model.device}")
-    if hasattr(wte, "pos_dim"):  # what lies beyond P bytes is not seen
-        print0("\n".join(code_lines(data.tokenizer, (config.pos_dim,))))
+           f"of which {counts['in_use']:,} in use, {counts['body']:,} body, {counts['head']:,} "
+           f"head), {tokens:,} tokens per step, {epochs:.2f} epochs, {config.dtype} on "
+           f"{model.device}")
+    if config.max_steps <= config.warmup_steps:
+        print0(f"{config.max_steps} steps all lie inside the {config.warmup_steps} warm-up steps: "
+               f"the learning rate never reaches {config.learning_rate:g}; --warmup_steps=N is "
+               "shorter")
     return {"config": asdict(config), "arm": arm, "params": counts, "data": data.sha256,
             "world_size": world_size(), "tokens_per_step": tokens, "epochs": epochs}
 
 
-def train(config, arm, flags):
+def train(config, arm, overwrite):
     """The run. Returns None, or the exit status where a signal stopped it."""
     device = start_ranks(config.device)
     data = open_data(config)
@@ -234,7 +224,7 @@ def train(config, arm, flags):
     model = build_model(asdict(config), data.tokenizer).to(device)
     optimizer = make_optimizer(model, config)
     scaler = torch.amp.GradScaler(device.type, enabled=config.dtype == "float16")
-    folder = RunFolder(config, arm, data, flags)
+    folder = RunFolder(config, arm, data, overwrite)
     step = start_step = folder.restore(model, optimizer, scaler)
     if folder.fresh and config.head_bias == "unigram":
         model.start_at_unigram(data.train_counts)
@@ -247,6 +237,7 @@ def train(config, arm, flags):
         print0(f"{folder.path} is finished at step {step}; --overwrite starts over")
     forward = torch.compile(model) if config.compile == "True" else model
     stop, stopping = StopRequest(), False
+    of_kept = " of the kept text" if data.kept < 0.999 else ""  # the tokenizer loses the rest
     watch = InputWatch(model, data, validation_blocks(data, config))
     progress = Progress(folder, model, scaler, config, step)
 
@@ -265,13 +256,14 @@ def train(config, arm, flags):
                         "input_rms": watch.rms(), "input_speed": watch.update_ratio(),
                         "clipped": progress.clipped_share(step)})
             print0(f"step {step}/{config.max_steps} | validation loss {val_loss:.4f} nats, "
-                   f"perplexity {math.exp(val_loss):.2f}, {bits_per_byte:.4f} bits/byte")
+                   f"perplexity {math.exp(val_loss):.2f}, {bits_per_byte:.4f} bits/byte"
+                   + of_kept)
             folder.best = min(folder.best, [val_loss, step])
             if rank() == 0:
-                loss_picture(folder.records, config.name, folder.file("loss.png"))
+                loss_picture(folder.records, config.name, folder.path / "loss.png")
             print0(one_line_sample(model, data.tokenizer))
         if due or stopping:
-            progress.refuse_non_finite()
+            progress.finite_norms()
             folder.save(step, model, optimizer, scaler)
             progress.logged_at = time.perf_counter()
         if stopping or step == config.max_steps:
@@ -286,11 +278,13 @@ def train(config, arm, flags):
         if step % config.log_interval == 0 or step == 1 or is_due(step):
             progress.log_step(step, loss, crc)
 
-    if step == config.max_steps and not folder.file("eval.npz").exists():
-        scores = evaluate(model, data, config, header["epochs"])
+    scores = folder.path / "eval.npz"
+    if step == config.max_steps and not scores.exists():
+        arrays = evaluate(model, data, config, header["epochs"])
         if rank() == 0:
-            save_evaluation(folder.file("eval.npz"), scores)
-    end_ranks()
+            write_atomic(scores, lambda file: np.savez_compressed(file, **arrays))
+    if dist.is_initialized():
+        dist.destroy_process_group()
     if step < config.max_steps:
         print0(f"stopped at step {step}, which is saved; the same command again continues")
         return stop.exit_status()
@@ -308,7 +302,7 @@ def main():
         return dry_run(config, arm, data, count, name)
     check(config, world_size())
     try:
-        return train(config, arm, flags)
+        return train(config, arm, flags["overwrite"])
     except RuntimeError as error:
         raise in_one_line(error, config) from None
 

@@ -1,5 +1,4 @@
-# The binary-code paper's model, arXiv 2605.09751: 32 layers, d 1024, rotary positions,
-# V = 65,536, about 17B tokens.
+# The model of arXiv 2605.09751: 32 layers, d 1024, rotary positions, about 17B tokens.
 dataset = "fineweb-cosmopedia-unicode"
 vocab_size = 65_536
 n_layer = 32

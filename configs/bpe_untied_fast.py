@@ -1,5 +1,4 @@
-# bpe_untied as tuning at the tiny size left it: it starts at N(0, 1) and learns 50 times as fast as
-# the rest (results/tiny/tuning.md).
+# bpe_untied as tuning at the tiny size left it: N(0, 1), 50 times as fast (results/tiny/tuning.md).
 code = "learned"
 lift = "none"
 head = "table"

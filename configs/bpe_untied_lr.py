@@ -1,5 +1,4 @@
-# Control: also as fast as kron's input.
-# Adam moves a table's vector by lr per coordinate, kron's by at least sqrt(D) lr; D = 4,096.
+# Control: also as fast as kron's input, which Adam moves by at least sqrt(D) lr, D = 4,096.
 code = "learned"
 lift = "none"
 head = "table"

@@ -2,4 +2,3 @@
 code = "bytes2word"
 lift = "attention"
 head = "table"
-pos_dim = 16

@@ -2,4 +2,3 @@
 code = "kron"
 lift = "linear"
 head = "table"
-pos_dim = 16

@@ -2,4 +2,3 @@
 code = "kron"
 lift = "linear"
 head = "code"
-pos_dim = 16

@@ -2,4 +2,3 @@
 code = "kron_shuffled"
 lift = "linear"
 head = "table"
-pos_dim = 16

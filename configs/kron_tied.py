@@ -2,4 +2,3 @@
 code = "kron"
 lift = "linear"
 head = "tied"
-pos_dim = 16

@@ -2,4 +2,3 @@
 code = "kron_wide"
 lift = "linear"
 head = "table"
-pos_dim = 16

@@ -1,5 +1,4 @@
-# A table of rank r: the baseline that everybody asks for first. arXiv 1909.11942.
-# At 124M, r = 62 is kron's budget; at tiny kron's budget is the table's, see results/PLAN.md.
+# A table of rank r; at 124M r = 62 is kron's budget. arXiv 1909.11942.
 code = "lowrank"
 lift = "linear"
 head = "table"

@@ -2,4 +2,3 @@
 code = "random"
 lift = "linear"
 head = "table"
-pos_dim = 16

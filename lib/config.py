@@ -30,7 +30,7 @@ class Config(GPTConfig):
     """The keys of the model and these, with the GPT-2 124M recipe as defaults (nanoGPT's names and
     values where it has them). The comments are what `train.py --help` prints."""
     dataset: str = "fineweb-edu"    # data/<dataset>, made by prepare.py
-    name: str = ""                  # out/<name>; empty: named from the config files and the seed
+    name: str = ""                  # out/<name>; empty: the configs' names and the seed
     vocab_size: int = 0             # 0: what the data has; else the data must have exactly this
     max_steps: int = 4768           # 2.5B tokens
     batch_size: int = 16            # sequences that go through the model at once
@@ -51,32 +51,30 @@ class Config(GPTConfig):
     compile: str = "auto"           # True, False; auto: on cuda, where Triton is
     wandb_log: bool = False
 
+    @property
+    def sequences(self):
+        """How many sequences a step has, over all ranks."""
+        return self.batch_size * self.gradient_accumulation_steps
+
 
 TYPES = {f.name: f.type for f in fields(Config)}
 
 # Options that are no keys of a run.
 FLAGS = {
     "overwrite": "start over; the run that is there becomes NAME.old, in the place of an older one",
-    "extend": "go on with a larger max_steps: the same weights, the new cosine",
     "dry_run": "say what it takes on one H100 (=8, =T4, =2x4090: on others); runs nothing",
     "help": "print this",
 }
 
-# key: (lowest, highest) value. Those in POSITIVE must be above 0.
-RANGES = {
-    "seed": (0, 2**32 - 1),
-    "vocab_size": (0, math.inf),
-    "min_lr": (0, math.inf),
-    "warmup_steps": (0, math.inf),
-    "weight_decay": (0, math.inf),
-    "grad_clip": (0, math.inf),
-    "embed_std": (0, math.inf),
-    "beta1": (0, 0.9999999),
-    "beta2": (0, 0.9999999),
-}
-POSITIVE = ("max_steps", "batch_size", "gradient_accumulation_steps", "eval_interval",
-            "eval_tokens", "log_interval", "learning_rate", "embed_lr_mult",
-            "input_multiplier")
+# (lowest, highest) value of keys. What the model needs, it checks itself.
+RANGES = {"seed": (0, 2**32 - 1), "beta1": (0, 0.9999999), "beta2": (0, 0.9999999)}
+for key in ("vocab_size", "min_lr", "warmup_steps", "weight_decay", "grad_clip", "embed_std"):
+    RANGES[key] = 0, math.inf
+for key in ("max_steps", "batch_size", "gradient_accumulation_steps", "eval_interval",
+            "eval_tokens", "log_interval"):
+    RANGES[key] = 1, math.inf
+for key in ("learning_rate", "embed_lr_mult", "input_multiplier"):
+    RANGES[key] = 1e-30, math.inf
 
 
 def readers(key):
@@ -85,8 +83,8 @@ def readers(key):
 
 
 def explain(config):
-    """What --help prints of every flag, and of every key: its effective value and its comment; of
-    an arm's own key, which codes have it."""
+    """What --help prints of every flag, and of every key: its value and its comment; of an arm's
+    own key, which codes have it."""
     field = re.compile(r"^    (\w+): \w+ = [^#\n]*# (.*)$", re.M)
     comments = {key: f"of code {readers(key)}" for key in OPTIONS}
     comments |= field.findall(inspect.getsource(Architecture) + inspect.getsource(Config))
@@ -99,9 +97,7 @@ def explain(config):
 
 def assign(config, key, value, where):
     """config.key = value, if the key exists and the value has its type (an int may be written 1e4).
-
-    InputError says what is near.
-    """
+    InputError says what is near."""
     if key not in TYPES:
         near = difflib.get_close_matches(key, TYPES, 1)
         raise InputError(f"{where}: unknown key '{key}'"
@@ -113,10 +109,8 @@ def assign(config, key, value, where):
         value = float(value)
     if key == "compile":
         value = str(value)
-    wrong_type = type(value) is not kind
-    if wrong_type or (kind is float and not math.isfinite(value)):
-        article = "an" if kind is int else "a"
-        raise InputError(f"{where}: {key}={value!r} is not {article} {kind.__name__}")
+    if type(value) is not kind or kind is float and not math.isfinite(value):
+        raise InputError(f"{where}: {key}={value!r} is not of type {kind.__name__}")
     setattr(config, key, value)
 
 
@@ -133,28 +127,20 @@ def read_config(path):
         for node in ast.parse(found[0].read_bytes()).body:
             if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):  # a docstring
                 continue
-            plain = isinstance(node, ast.Assign) and len(node.targets) == 1
-            if not plain or not isinstance(node.targets[0], ast.Name):
-                raise InputError(f"{path}, line {node.lineno}: "
-                                 "only assignments like key = value are read")
-            values[node.targets[0].id] = ast.literal_eval(node.value)
+            targets = node.targets if isinstance(node, ast.Assign) else []
+            if [type(target) for target in targets] != [ast.Name]:
+                raise ValueError(f"line {node.lineno}: only key = value is read")
+            values[targets[0].id] = ast.literal_eval(node.value)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise InputError(f"{path}: not a config of plain assignments ({error})") from None
-    return modernise(values)
-
-
-def modernise(values):
-    """Configs, logs and checkpoints of before: their keys and values by today's names."""
-    values = dict(values)
-    if "run" in values:
-        values["name"] = values.pop("run")
-    if "tie" in values:
-        values["head"] = "tied" if values.pop("tie") else "table"
-        if values.get("code", "learned") != "learned" or values.get("embed_std") == 0.02:
-            values["embed_std"] = 0.0  # the default; it had no meaning for other codes
-    if isinstance(values.get("head_bias"), bool):
-        values["head_bias"] = "zero" if values["head_bias"] else "none"
     return values
+
+
+def modernise(config):
+    """The config of an older log or checkpoint, with today's values."""
+    if isinstance(config.get("head_bias"), bool):
+        return config | {"head_bias": "zero" if config["head_bias"] else "none"}
+    return config
 
 
 def parse_value(key, text):
@@ -167,46 +153,44 @@ def parse_value(key, text):
         return text  # `assign` says that it has the wrong type
 
 
-def parse_flag(key, text):
-    """The value of a flag: --overwrite, or --dry_run with (how many GPUs, which)."""
-    if key == "dry_run":
-        return parse_gpus(text or "1")
-    if text not in ("", "True", "False"):
-        raise InputError(f"--{key}={text}: --{key} is a flag")
-    return text != "False"
-
-
 def compose(argv):
-    """Command line -> (Config, its arm's name, flags: FLAGS, and `given`, the keys of options).
+    """Command line -> (Config, its arm's name, flags: {flag of FLAGS: whether it is given}).
 
-    Files compose left to right, options come on top. InputError for what cannot be meant.
+    Files compose left to right, options come on top. flags["dry_run"] is (how many GPUs, which).
+    InputError for what cannot be meant.
     """
-    config, arm, names = Config(), "bpe_tied", []
+    config, arm, names, given = Config(), "bpe_tied", [], set()
     flags = dict.fromkeys(FLAGS, False)
-    given = set()
-    for arg in argv:
-        if not arg.startswith("-"):
-            values = read_config(arg)
-            for key, value in values.items():
-                assign(config, key, value, arg)
-            names.append(Path(arg).stem)
-            if any(key in ARM_KEYS for key in values):
-                arm = names[-1]
-            continue
-        key, equals, text = arg.lstrip("-").partition("=")
-        if key in flags or arg == "-h":
-            key = "help" if arg == "-h" else key
-            flags[key] = parse_flag(key, text)
-        elif not equals or not arg.startswith("--"):
-            raise InputError(f"{arg}: options are written --key=value")
+    size = 0  # how many names stand before the dataset's: up to that of the file that sets it
+    argv = ["--help" if arg == "-h" else arg for arg in argv]
+    for path in (arg for arg in argv if not arg.startswith("-")):
+        values = read_config(path)
+        for key, value in values.items():
+            assign(config, key, value, path)
+        names.append(Path(path).stem)
+        if any(key in ARM_KEYS for key in values):
+            arm = names[-1]
+        if "dataset" in values:
+            size = len(names)
+    own_dataset = config.dataset
+    for option in (arg for arg in argv if arg.startswith("-")):
+        key, equals, text = option.removeprefix("--").partition("=")
+        if key == "dry_run":
+            flags[key] = parse_gpus(text or "1")
+        elif key in FLAGS and not equals:
+            flags[key] = True
+        elif not equals or not option.startswith("--"):
+            raise InputError(f"{option}: options are written --key=value")
         else:
-            assign(config, key, parse_value(key, text), arg)
+            assign(config, key, parse_value(key, text), option)
             given.add(key)
             if key in ARM_KEYS:
                 arm += f",{key}={text}"
     refuse_unread(config, given)
+    if config.dataset != own_dataset:
+        names.insert(size, config.dataset)
     config.name = config.name or "-".join([*(names or ["default"]), f"s{config.seed}"])
-    return config, arm, flags | {"given": given}
+    return config, arm, flags
 
 
 def refuse_unread(config, given):
@@ -225,17 +209,13 @@ def check(config, world, hardware=None):
     for `hardware`, a `lib.hardware.Hardware` (unset: this machine)."""
     for key, (low, high) in RANGES.items():
         if not low <= getattr(config, key) <= high:
-            raise InputError(f"{key}={getattr(config, key)} is out of range")
-    for key in POSITIVE:
-        if getattr(config, key) <= 0:
-            raise InputError(f"{key}={getattr(config, key)}: must be positive")
+            raise InputError(f"{key}={getattr(config, key)}: must be from {low:g} to {high:g}")
     if Path(config.name).name != config.name or config.name.startswith("."):
         raise InputError(f"name='{config.name}' is not a plain folder name")
-    sequences = config.batch_size * config.gradient_accumulation_steps
-    mine = sequences // world
-    if sequences % world or mine % min(config.batch_size, mine):
-        raise InputError(f"batch_size * gradient_accumulation_steps = {sequences} sequences cannot "
-                         f"be dealt evenly to {world} ranks in micro-batches of "
+    mine = config.sequences // world
+    if config.sequences % world or mine % min(config.batch_size, mine):
+        raise InputError(f"batch_size * gradient_accumulation_steps = {config.sequences} sequences "
+                         f"cannot be dealt evenly to {world} ranks in micro-batches of "
                          f"{config.batch_size}")
     resolve(config, world, hardware or this_hardware())
     if config.wandb_log and not importlib.util.find_spec("wandb"):
@@ -244,38 +224,32 @@ def check(config, world, hardware=None):
 
 def resolve(config, world, hardware):
     """Choose device, dtype and compile where they are auto; refuse what the hardware has not."""
-    if config.device == "auto":
-        config.device = "cuda" if hardware.gpus else "cpu"
     known = {"device": ("cuda", "cpu", "mps"), "dtype": ("bfloat16", "float16", "float32"),
              "compile": ("True", "False")}
     for key, values in known.items():
         if getattr(config, key) not in (*values, "auto"):
-            raise InputError(f"{key}='{getattr(config, key)}': {', '.join(values)} and auto are "
-                             "known")
-    if config.device == "cuda" and not hardware.gpus:
-        raise InputError("device='cuda': no CUDA device is here")
-    ranks_here = min(world, int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
-    if config.device == "cuda" and ranks_here > hardware.gpus:
-        raise InputError(f"{ranks_here} ranks on this machine, but it has {hardware.gpus} GPUs: "
-                         f"torchrun --nproc_per_node={hardware.gpus}")
-    if config.device == "mps" and not hardware.mps:
-        raise InputError("device='mps': no Apple GPU that torch can use is here")
-    if config.device == "mps" and world > 1:
-        raise InputError("device='mps': one process only, MPS has no collectives")
-
-    native = {"cpu": hardware.cpu_bfloat16, "mps": False, "cuda": hardware.capability >= (8, 0)}
-    if config.dtype == "auto":
-        config.dtype = "bfloat16" if native[config.device] else "float32"
-        if config.device == "cuda" and not native["cuda"]:
-            config.dtype = "float16"  # Turing, Volta and Pascal would emulate bfloat16
-    if config.dtype != "float32" and config.device == "mps":
-        raise InputError(f"dtype='{config.dtype}': on MPS only float32 was made to work")
-
+            raise InputError(f"{key}='{getattr(config, key)}': known are {', '.join(values)}, auto")
+    if config.device == "auto":
+        config.device = "cuda" if hardware.gpus else "cpu"
+    cuda, mps = config.device == "cuda", config.device == "mps"
+    bfloat16 = hardware.capability >= (8, 0) if cuda else hardware.cpu_bfloat16 and not mps
+    if config.dtype == "auto":  # Turing, Volta and Pascal would emulate bfloat16
+        config.dtype = "bfloat16" if bfloat16 else "float16" if cuda else "float32"
     triton = hardware.compiler and hardware.capability >= (7, 0)  # it has nothing for Pascal
     if config.compile == "auto":
-        config.compile = str(config.device == "cuda" and triton)
-    if config.compile == "True" and config.device == "mps":
-        raise InputError("compile=True: not on MPS")
-    if config.compile == "True" and config.device == "cuda" and not triton:
-        raise InputError("compile=True: this GPU, or this machine without Triton or a C compiler, "
-                         "cannot; --compile=False")
+        config.compile = str(cuda and triton)
+    compiled = config.compile == "True"
+    ranks = min(world, int(os.environ.get("LOCAL_WORLD_SIZE", 1)))  # on this machine
+    impossible = {
+        "device='cuda': no CUDA device is here": cuda and not hardware.gpus,
+        f"{ranks} ranks on this machine, but it has {hardware.gpus} GPUs: torchrun "
+        f"--nproc_per_node={hardware.gpus}": cuda and ranks > hardware.gpus,
+        "device='mps': no Apple GPU that torch can use is here": mps and not hardware.mps,
+        "device='mps': one process only, MPS has no collectives": mps and world > 1,
+        "device='mps': only --dtype=float32 works": mps and config.dtype != "float32",
+        "device='mps': only --compile=False works": mps and compiled,
+        "compile=True: this GPU, or this machine without Triton or a C compiler, cannot; "
+        "--compile=False": cuda and compiled and not triton}
+    for why, is_so in impossible.items():
+        if is_so:
+            raise InputError(why)

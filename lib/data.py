@@ -21,7 +21,7 @@ class Data:
     """
 
     def __init__(self, name, block_size):
-        self.folder, self.block_size = Path("data") / name, block_size
+        self.folder, self.block_size, self.files = Path("data") / name, block_size, {}
         if not (self.folder / "meta.json").is_file():
             there = sorted(p.parent.name for p in Path("data").glob("*/meta.json"))
             how = "prepare.py makes it"
@@ -36,25 +36,21 @@ class Data:
             self.tokenizer = tokenizer.from_state(meta["tokenizer"])
             self.dtype, self.tokens = np.dtype(meta["dtype"]), meta["tokens"]
             self.sha256 = meta["sha256"]
-            sizes = {split: self.tokens[split] * self.dtype.itemsize for split in ("train", "val")}
+            self.kept = meta.get("kept", 1.0)  # share of the characters that decoding gives back
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(f"{self.folder}/meta.json is damaged "
                              f"({type(error).__name__}: {error}); prepare the data again") from None
-        self.files = {split: self.open(split, size) for split, size in sizes.items()}
-
-    def open(self, split, size):
-        """A split's file, open. InputError unless it is as long as `size` and has a block."""
-        path = self.folder / f"{split}.bin"
-        if not path.is_file():
-            raise InputError(f"{path} is missing; prepare the data again")
-        if path.stat().st_size != size:
-            raise InputError(f"{path} has {path.stat().st_size:,} bytes, meta.json says {size:,}; "
-                             "prepare the data again")
-        if self.tokens[split] <= self.block_size:
-            raise InputError(f"{path} has {self.tokens[split]:,} tokens, a block needs "
-                             f"{self.block_size + 1:,}: --block_size={self.tokens[split] - 1} or "
-                             "less fits")
-        return open(path, "rb")
+        for split, tokens in self.tokens.items():
+            path, wanted = self.folder / f"{split}.bin", tokens * self.dtype.itemsize
+            if not path.is_file():
+                raise InputError(f"{path} is missing; prepare the data again")
+            if (size := path.stat().st_size) != wanted:
+                raise InputError(f"{path} has {size:,} bytes, meta.json says {wanted:,}; prepare "
+                                 "the data again")
+            if tokens <= block_size:
+                raise InputError(f"{path} has {tokens:,} tokens, a block needs {block_size + 1:,}: "
+                                 f"--block_size={tokens - 1} or less fits")
+            self.files[split] = open(path, "rb")
 
     def verify(self):
         """Read all of it. InputError unless the files have the hashes of meta.json and hold ids of

@@ -1,10 +1,8 @@
 """Ranks: who this process is among them, what they agree on, how they stop together."""
-import math
 import os
 import platform
 import re
 import signal
-import time
 from contextlib import nullcontext
 
 import torch
@@ -28,11 +26,6 @@ def world_size():
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
-def is_restart():
-    """Whether torchrun started this process after an earlier attempt had failed."""
-    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
-
-
 def start_ranks(name):
     """Make the process group, if there are several ranks; returns this rank's device, of a Config's
     device "cuda", "mps" or "cpu"."""
@@ -50,17 +43,11 @@ def start_ranks(name):
     one_machine = world_size() == int(os.environ.get("LOCAL_WORLD_SIZE", 0))
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if one_machine else "0"
     store, _, _ = next(dist.rendezvous("env://"))
-    # tensors on CPUs go by gloo, so that to agree on a stop nobody waits for a GPU
+    # what lies on CPUs goes by gloo: ranks agree on a stop without waiting for a GPU
     dist.init_process_group("cpu:gloo,cuda:nccl" if name == "cuda" else "gloo",
                             store=dist.PrefixStore(attempt, store), rank=rank(),
                             world_size=world_size())
     return device
-
-
-def end_ranks():
-    """End the process group, if there is one."""
-    if dist.is_initialized():
-        dist.destroy_process_group()
 
 
 def print0(text):
@@ -89,15 +76,15 @@ def refuse_differences(facts):
     found = [None] * world_size()
     here = f"rank {rank()} ({platform.node()})"
     try:
-        dist.all_gather_object(found, [here, facts])
+        dist.all_gather_object(found, (here, facts))
     except RuntimeError as error:
         raise InputError(f"{here}: another rank ended before the first step, and says why "
                          f"({str(error).splitlines()[0]})") from None
-    (first_rank, first), *others = found
-    for other_rank, other in others:
-        for key, value in first.items():
-            if other[key] != value:
-                raise InputError(f"the ranks differ: {key} is {value} on {first_rank} and "
+    first_rank, first = found[0]
+    for other_rank, other in found:
+        for key in first:
+            if other[key] != first[key]:
+                raise InputError(f"the ranks differ: {key} is {first[key]} on {first_rank} and "
                                  f"{other[key]} on {other_rank}; do they share data/ and out/?")
 
 
@@ -111,40 +98,23 @@ def autocast(device, dtype):
 # ---- how a run ends ----------------------------------------------------------------------------
 
 class StopRequest:
-    """SIGTERM and Ctrl-C ask for the step to be finished and saved. A second Ctrl-C exits at once,
-    if it comes a second or more after the first: a service manager may send one signal to torchrun
-    and to its workers, who hear it twice.
-
-    `received` is the list of signals so far.
-    """
+    """SIGTERM and Ctrl-C ask for the step to be finished and saved; the third Ctrl-C exits at once.
+    `received`: the signals so far."""
 
     def __init__(self):
-        self.received, self.first = [], 0.0
+        self.received = []
         signal.signal(signal.SIGTERM, self.receive)
         signal.signal(signal.SIGINT, self.receive)
 
     def receive(self, number, _):
-        now = time.monotonic()
-        if not self.received:
-            self.first = now
-        elif number == signal.SIGINT and now - self.first >= 1:
-            os._exit(128 + number)
         self.received.append(number)
+        # one may be heard twice: from the terminal, and from torchrun, which passes it on
+        if self.received.count(signal.SIGINT) > 2:
+            os._exit(128 + number)
 
     def exit_status(self):
         """128 + the signal; another rank may have heard it first."""
         return 128 + (self.received[0] if self.received else signal.SIGTERM)
-
-
-def slow_step(seconds):
-    """What to say of steps so long that a graceful stop, which finishes one and saves, may take
-    longer than torchrun waits before it kills; "" of others."""
-    key = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"
-    allowed = int(os.environ.get(key, 30))
-    if "TORCHELASTIC_RUN_ID" not in os.environ or seconds < allowed / 2:
-        return ""
-    return (f" | torchrun gives a graceful stop {allowed} s, this step alone took {seconds:.0f} s: "
-            f"start with {key}={3 * math.ceil(seconds)}")
 
 
 def in_one_line(error, config):
@@ -153,24 +123,12 @@ def in_one_line(error, config):
     # imported here: it takes longer than all the rest, and few runs fail
     from torch._dynamo.exc import TorchDynamoException
     # a CPU's allocator and MPS have no error of their own
-    full = re.search("out of memory|can't allocate memory|ALLOC_FAILED", str(error))
-    if isinstance(error, torch.OutOfMemoryError) or full:
-        return InputError(less_memory(config))
+    if re.search("out of memory|can't allocate memory|ALLOC_FAILED", str(error)):
+        return InputError(f"out of memory with {config.batch_size} sequences at once; half the "
+                          "--batch_size with twice the --gradient_accumulation_steps takes less, "
+                          "and this run goes on with them")
     if isinstance(error, TorchDynamoException):
         reason = " ".join(str(error).split())[:300]
         return InputError(f"torch.compile does not work here ({reason}); --compile=False does "
                           "without it")
     return error
-
-
-def less_memory(config):
-    """What to say when memory is out: the options that take less of it for the same step."""
-    sequences = config.batch_size * config.gradient_accumulation_steps
-    mine = sequences // world_size()
-    micro = min(config.batch_size, mine)
-    fewer = [n for n in range(1, micro // 2 + 1) if mine % n == 0]
-    how = "a smaller model or --block_size is needed"
-    if fewer:
-        how = (f"--batch_size={fewer[-1]} --gradient_accumulation_steps={sequences // fewer[-1]} "
-               "takes less, with the same tokens per step")
-    return f"out of memory with {micro} sequences at once; {how}"

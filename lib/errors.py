@@ -4,13 +4,13 @@
         run(main)
 """
 import argparse
+import contextlib
 import os
 import sys
 
 
 class InputError(Exception):
-    """Something the user gave is wrong. The message is one line that says what, and what is near
-    it."""
+    """Something the user gave is wrong. The message is one line: what, and what to do."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -57,20 +57,6 @@ def clock(seconds):
     return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
 
 
-def sync_folder(path):
-    """Flush a folder, that is the names in it, to the disk, where the system can do that."""
-    try:
-        folder = os.open(path, os.O_RDONLY)
-    except OSError:  # Windows opens no folders
-        return
-    try:
-        os.fsync(folder)
-    except OSError:  # nor do some network drives flush them
-        pass
-    finally:
-        os.close(folder)
-
-
 def write_atomic(path, write):
     """Write a file whole or not at all: `write(file)` fills a temporary neighbour, which is flushed
     to the disk and renamed."""
@@ -81,8 +67,13 @@ def write_atomic(path, write):
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-        sync_folder(os.path.dirname(path) or ".")
     except BaseException:
         if os.path.exists(temporary):
             os.remove(temporary)
         raise
+    with contextlib.suppress(OSError):  # Windows and some network drives flush no folder
+        folder = os.open(os.path.dirname(path) or ".", os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)

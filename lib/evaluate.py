@@ -10,14 +10,12 @@ loss is. compare.py draws documents from it, probe.py tokens reads its groups.
     script_names, script_nats, script_tokens    by its script
     shared_nats, shared_tokens (2,)        by whether its first P bytes are another token's as well
 """
-import io
 from collections import Counter
 
 import numpy as np
 import torch
 
 from lib import tokenizer
-from lib.errors import write_atomic
 from lib.data import text_bytes, to_device
 from lib.distributed import autocast, rank, sum_ranks, world_size
 
@@ -36,8 +34,8 @@ def input_norm(model):
 
 
 class InputWatch:
-    """How large the input's vectors are and how far a step moves them, measured, not derived:
-    over the tokens of some validation blocks, each as often as it stands there."""
+    """How large the input's vectors are and how far a step moves them, over the tokens of some
+    validation blocks, each as often as it stands there."""
 
     def __init__(self, model, data, blocks):
         ids = data.read("val", blocks)[:, :-1]
@@ -92,11 +90,6 @@ def score_validation(model, data, config):
     return sum_ranks(nats).numpy(), tokens
 
 
-def groups(of_token, nats, count):
-    """Sums of per-id nats and counts (V,) by a group number per id (V,): (nats, tokens), (G,)."""
-    return np.bincount(of_token, nats), np.bincount(of_token, count).astype(np.int64)
-
-
 def by_document(tokens, eot, nats, size):
     """Sums over documents: (nats, tokens, bytes). A document ends with `eot`, which counts as its
     last token; past MOST_DOCUMENTS, neighbours are taken together."""
@@ -131,13 +124,7 @@ def evaluate(model, data, config, epochs):
         tokens, tok.eot, nats, text_bytes(tok))
     for what, group in (("seen", seen_bin), ("length", length), ("script", script),
                         ("shared", shared)):
-        found[f"{what}_nats"], found[f"{what}_tokens"] = groups(group, token_nats, token_count)
+        found[f"{what}_nats"] = np.bincount(group, token_nats)
+        found[f"{what}_tokens"] = np.bincount(group, token_count).astype(np.int64)
     return {name: x.astype(np.float32) if x.dtype == np.float64 else x
             for name, x in found.items()}
-
-
-def save_evaluation(path, arrays):
-    """Write eval.npz, whole or not at all."""
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)
-    write_atomic(path, lambda file: file.write(buffer.getvalue()))

@@ -1,38 +1,47 @@
 """What a machine can do, asked of torch here or looked up for a GPU that somebody else has, and
 what a run takes there: --dry_run."""
 import importlib.util
+import re
 import shutil
 from dataclasses import dataclass, fields
 
 import torch
 
-from lib import tokenizer
 from lib.errors import InputError
-from model import GPT, GPTConfig, make_embedding
+from model import GPT, GPTConfig
 
 
 @dataclass
 class GPU:
-    """Vendor's figures: memory in GB, dense half-precision operations per second (bfloat16, or
-    float16 where there is no bfloat16), CUDA capability."""
+    """A CUDA device: its memory in GB, its dense half-precision operations per second, its CUDA
+    capability, and the share of these operations that training reaches: (lowest, highest)."""
     memory: float
     flops: float
     capability: tuple
+    reached: tuple = (0.20, 0.45)
+    source: str = "an assumption, nobody's report"
 
 
-# The names are what torch.cuda.get_device_name contains.
+# The names are what torch.cuda.get_device_name contains. Operations per second are the vendor's for
+# dense products in bfloat16 (float16 before Ampere) with sums in float32: GeForce cards are twice
+# as fast with sums in float16, which is advertised. GTX 1650 and P100 have no tensor cores.
+# Reported shares are of models of the size of GPT-2 124M, counted as in `GPT.flops_per_token`.
 GPUS = {
     "GTX 1650": GPU(4, 6e12, (7, 5)),
     "RTX 2080": GPU(8, 40e12, (7, 5)),
-    "T4": GPU(15, 65e12, (7, 5)),
+    "T4": GPU(15, 65e12, (7, 5), (0.14, 0.30),
+              "14 %: ModernBERT-base in float16, 32 x 128 tokens in 0.30 s; 30 %: an assumption"),
     "P100": GPU(16, 19e12, (6, 0)),
     "V100": GPU(16, 125e12, (7, 0)),
-    "RTX 3060": GPU(12, 51e12, (8, 6)),
+    "RTX 3060": GPU(12, 25.5e12, (8, 6)),
     "RTX 3090": GPU(24, 71e12, (8, 6)),
-    "RTX 4090": GPU(24, 165e12, (8, 9)),
-    "A100": GPU(80, 312e12, (8, 0)),
+    "RTX 4090": GPU(24, 165e12, (8, 9), (0.45, 0.55),
+                    "55 %: nanoGPT's issue 182; 45 %: an assumption"),
+    "A100": GPU(80, 312e12, (8, 0), (0.25, 0.30),
+                "nanoGPT: 12 x 1,024 tokens in 135 ms; 295B tokens on eight in 4 days"),
     "L40S": GPU(48, 362e12, (8, 9)),
-    "H100": GPU(80, 989e12, (9, 0)),
+    "H100": GPU(80, 989e12, (9, 0), (0.33, 0.40),
+                "nanoGPT's pull request 464; llm.c: 10B tokens on eight in 45 minutes"),
     "H200": GPU(141, 989e12, (9, 0)),
 }
 
@@ -73,38 +82,23 @@ def described(name, count):
     return Hardware(gpus=count, capability=GPUS[name].capability)
 
 
-def find_gpu(text):
-    """"4090", "t4", "RTX 3090" or "rtx3090" -> its name in GPUS; None if there is no such GPU."""
-    text = text.lower().replace(" ", "")
-    for name in GPUS:
-        if text in (name.lower().replace(" ", ""), name.lower().split()[-1]):
-            return name
-    return None
-
-
 def parse_gpus(text):
-    """"8", "1x4090" or "T4" -> (how many, the GPU's name; an H100 where none is named).
-
-    InputError if it is none of these.
-    """
-    if find_gpu(text):
-        return 1, find_gpu(text)
-    count, _, name = text.lower().partition("x")
-    if not count.isdigit() or int(count) < 1 or not find_gpu(name or "H100"):
-        known = ", ".join(name.split()[-1] for name in GPUS)
+    """"8", "1x4090", "T4" or "2xRTX 3090" -> (how many, the GPU's name; an H100 where none is
+    named). InputError if it is none of these."""
+    names = {name.lower().split()[-1]: name for name in GPUS}  # 4090
+    known = ", ".join(names)
+    names |= {name.lower().replace(" ", ""): name for name in GPUS}  # rtx4090
+    asked = text.lower().replace(" ", "")
+    if asked in names:
+        return 1, names[asked]
+    found = re.fullmatch(r"([1-9]\d*)(?:x(.+))?", asked)
+    if not found or (found[2] or "h100") not in names:
         raise InputError(f"--dry_run={text}: a number of GPUs, a GPU, or both, as in --dry_run=8 "
                          f"or --dry_run=1x4090 (known: {known})")
-    return int(count), find_gpu(name or "H100")
+    return int(found[1]), names[found[2] or "h100"]
 
 
 # ---- what a run takes ----------------------------------------------------------------------------
-
-def table_bytes(model):
-    """Bytes of the table form's V x D codes in float32; 0 on the fly."""
-    width = getattr(model.transformer.wte, "code_width", 0)
-    on_the_fly = model.config.code_form == "on_the_fly"
-    return 0 if on_the_fly else 4 * model.config.padded_size * width
-
 
 def estimate_memory(model, config, micro):
     """Bytes at the peak of a step in eager mode, at the start of the backward pass:
@@ -119,8 +113,10 @@ def estimate_memory(model, config, micro):
     c, counts, tokens = model.config, model.num_params(), micro * config.block_size
     half = config.dtype != "float32"
     head = c.padded_size * c.n_embd
-    copies = 2 * (counts["body"] + head) if half else 0
-    weights = 12 * counts["total"] + copies + 4 * head + table_bytes(model)
+    weights = 12 * counts["total"] + 4 * head
+    weights += 2 * (counts["body"] + head) if half else 0
+    if config.code_form == "table":
+        weights += 4 * c.padded_size * getattr(model.transformer.wte, "code_width", 0)
     per_token = (38 if half else 68) * c.n_embd
     per_logit = 10 if half else 8
     if config.device == "cpu":
@@ -131,8 +127,17 @@ def estimate_memory(model, config, micro):
             "loss": tokens * c.padded_size * per_logit}
 
 
-def model_on_meta(config, vocab_size):
-    """The model of a run with nothing allocated. InputError if there can be none."""
+def dry_run(config, arm, data, count, name):
+    """Print what a run would take on `count` GPUs called `name` in GPUS. Nothing is allocated.
+    `data` is None if it is not prepared yet. InputError if there can be no such run."""
+    if config.device != "cuda":
+        raise InputError(f"--dry_run is of CUDA GPUs, not of device='{config.device}'")
+    vocab_size = config.vocab_size or GPTConfig.vocab_size  # GPT-2's where nothing else is said
+    epochs = f"{config.dataset} is not prepared yet"
+    if data:
+        vocab_size = data.tokenizer.vocab_size
+        passes = config.max_steps * config.sequences / data.blocks("train")
+        epochs = f"{passes:.2f} epochs of {config.dataset}"
     shape = {f.name: getattr(config, f.name) for f in fields(GPTConfig)}
     shape |= {"vocab_size": vocab_size, "code_form": "on_the_fly"}
     try:
@@ -140,71 +145,34 @@ def model_on_meta(config, vocab_size):
             model = GPT(GPTConfig(**shape), [])
     except ValueError as error:
         raise InputError(str(error)) from None
-    model.config.code_form = config.code_form
-    return model
-
-
-def largest_micro_batch(model, config, gpu, sequences):
-    """The most sequences at once, of those that divide a rank's share, that fit; 0 if none does.
-
-    A twentieth of the memory is left to fragments, and 0.6 GB to CUDA itself.
-    """
-    room = 0.95 * gpu.memory * 1e9 - 0.6e9
-    fitting = [n for n in range(1, sequences + 1) if sequences % n == 0
-               and sum(estimate_memory(model, config, n).values()) <= room]
-    return max(fitting, default=0)
-
-
-def in_use(model, data):
-    """Trained input parameters in rows that some token uses, as text; needs the tokenizer."""
-    if not data:
-        return ""
-    module = make_embedding(model.config, tokenizer.token_bytes(data.tokenizer))
-    return f", {module.params_in_use(data.tokenizer.vocab_size):,} of the input's in use"
-
-
-def dry_run(config, arm, data, count, name):
-    """Print what a run would take on `count` GPUs called `name` in GPUS. `data` is None if it is
-    not prepared yet. InputError if the config asks for another device."""
-    if config.device != "cuda":
-        raise InputError(f"--dry_run is of CUDA GPUs, not of device='{config.device}'")
-    vocab_size = config.vocab_size or GPTConfig.vocab_size  # GPT-2's where nothing else is said
-    if data:
-        vocab_size = data.tokenizer.vocab_size
-    model, gpu = model_on_meta(config, vocab_size), GPUS[name]
-    counts, padded = model.num_params(), model.config.padded_size
-    sequences = config.batch_size * config.gradient_accumulation_steps
-    per_step = sequences * config.block_size
-    tokens = config.max_steps * per_step
-    flops = model.flops_per_token() * tokens
-    hours = flops / (0.45 * gpu.flops * count) / 3600
-    mine = sequences // count
+    counts, padded, gpu = model.num_params(), model.config.padded_size, GPUS[name]
+    per_step = config.sequences * config.block_size
+    flops = model.flops_per_token() * config.max_steps * per_step
+    most, least = (flops / (share * gpu.flops * count) / 3600 for share in gpu.reached)  # hours
+    mine = config.sequences // count
     micro = min(config.batch_size, mine)
     memory = estimate_memory(model, config, micro)
     parts = " + ".join(f"{size / 1e9:.2f} {what}" for what, size in memory.items())
-    most = largest_micro_batch(model, config, gpu, mine)
+    room = 0.95 * gpu.memory * 1e9 - 0.6e9  # a twentieth goes to fragments, 0.6 GB to CUDA itself
+    fitting = [n for n in range(1, mine + 1) if mine % n == 0
+               and sum(estimate_memory(model, config, n).values()) <= room]
     fits = f"does not fit; nothing does with {config.n_layer} layers of d {config.n_embd}"
-    if most:
-        verb = "fits" if most >= micro else "does not fit"
-        fits = (f"{verb}; the largest micro-batch that does is {most}: --batch_size={most} "
-                f"--gradient_accumulation_steps={sequences // most}")
-    epochs = f"{config.dataset} is not prepared yet"
-    if data:
-        epochs = config.max_steps * sequences / data.blocks("train")
-        epochs = f"{epochs:.2f} epochs of {config.dataset}"
-    saved = padded * config.n_embd - counts["input"]
-    against = f"{saved:,} fewer than with a learned input table"
-    if isinstance(model.transformer.wte, torch.nn.Embedding):
-        against = "the input is a learned table"
+    if fitting:
+        fits = (f"{'fits' if micro <= fitting[-1] else 'does not fit'}; the largest micro-batch "
+                f"that does is {fitting[-1]}: --batch_size={fitting[-1]} "
+                f"--gradient_accumulation_steps={config.sequences // fitting[-1]}")
     print(f"""\
 {arm}, seed {config.seed}, vocabulary {vocab_size:,} ({padded:,} with padding)
 parameters: {counts['total']:,} = {counts['input']:,} input + {counts['body']:,} body + \
-{counts['head']:,} head; {against}{in_use(model, data)}
-steps: {config.max_steps:,} of {per_step:,} tokens ({sequences} x {config.block_size}) = \
-{tokens:,} tokens, {epochs}
-compute: {model.flops_per_token():.3g} FLOPs per token, {flops:.3g} in all: \
-{hours:,.1f} hours on {count} {name} at 45 % of its peak; four arms with three seeds \
-{12 * hours:,.1f} hours
+{counts['head']:,} head; {padded * config.n_embd - counts['input']:,} fewer than with a learned \
+input table
+steps: {config.max_steps:,} of {per_step:,} tokens ({config.sequences} x {config.block_size}) = \
+{config.max_steps * per_step:,} tokens, {epochs}
+compute: {model.flops_per_token():.3g} FLOPs per token, {flops:.3g} in all: {least:,.2f} to \
+{most:,.2f} hours on {count} {name}; four arms with three seeds {12 * least:,.1f} to \
+{12 * most:,.1f} hours
+that is {100 * gpu.reached[0]:.0f} to {100 * gpu.reached[1]:.0f} % of its peak of \
+{gpu.flops:.3g} a second ({gpu.source})
 memory per GPU, micro-batch {micro}, eager {config.dtype}: {sum(memory.values()) / 1e9:.2f} GB = \
 {parts}; compiled it is less
 {name}, {gpu.memory} GB: {fits}""")

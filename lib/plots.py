@@ -1,5 +1,5 @@
 """Arms' colours, and all pictures."""
-import math
+import zlib
 
 import numpy as np
 
@@ -13,7 +13,7 @@ ARMS = {
     "bpe_tied_usual": ("#777777", "o", ":"),
     "bpe_untied": ("#E69F00", "s", "--"),
     "bpe_untied_default": ("#A87400", "s", ":"),
-    "bpe_untied_usual": ("#F5C76B", "s", "-."),
+    "bpe_untied_usual": ("#D4A017", "s", "-."),
     "bpe_untied_unit": ("#56B4E9", "D", "-."),
     "bpe_untied_fast": ("#C98500", "s", "-"),
     "bpe_untied_lr": ("#009E73", "^", ":"),
@@ -44,27 +44,21 @@ OTHER_MARKERS = "Hd8|_1234"
 
 
 def look(arm):
-    """How an arm is drawn, {color, marker, ls}. One without a row in ARMS has a look of its own:
-    a colour from its name, and a marker that no arm in ARMS has."""
-    if arm in ARMS:
-        colour, marker, line = ARMS[arm]
-        return {"color": colour, "marker": marker, "ls": line}
-    number = sum(byte * 31**i for i, byte in enumerate(arm.encode())) % 65_521  # a prime
-    hue = (number * 0.618034) % 1.0  # neighbouring numbers, distant hues
-    red, green, blue = (0.35 + 0.3 * math.cos(2 * math.pi * (hue - third / 3))
-                        for third in range(3))
-    return {"color": (red, green, blue), "marker": OTHER_MARKERS[number % len(OTHER_MARKERS)],
-            "ls": "-"}
+    """How an arm is drawn, {color, marker, ls}; one without a row in ARMS by its name's hash."""
+    number = zlib.crc32(arm.encode())
+    other = f"#{number & 0x9f9f9f:06x}", OTHER_MARKERS[(number >> 24) % len(OTHER_MARKERS)], "-"
+    colour, marker, line = ARMS.get(arm, other)
+    return {"color": colour, "marker": marker, "ls": line}
 
 
 # ---- pictures out ------------------------------------------------------------------------------
 
-def panels(count, width, height=4.4):
+def panels(count, width, height=4.4, dpi=110):
     """A figure with `count` axes side by side, and the list of them. Text in it is text: a run that
     is called $x$ is no formula."""
     import matplotlib.figure  # takes a third of a second, which --help need not wait for
     matplotlib.rcParams["text.parse_math"] = False
-    figure = matplotlib.figure.Figure(figsize=(width * count, height), layout="constrained")
+    figure = matplotlib.figure.Figure((width * count, height), dpi=dpi, layout="constrained")
     axes = figure.subplots(1, count, squeeze=False)[0]
     for ax in axes:
         ax.grid(alpha=0.3)
@@ -81,29 +75,15 @@ def draw_bars(ax, arm, x, middle, low, high, line=None):
     ax.errorbar(x, middle, [below, above], capsize=2, lw=1.3, ms=6, label=arm, **style)
 
 
-def draw_curves(ax, arm, curves, thin=False):
+def draw_curves(ax, arm, curves):
     """An arm's curves {seed: {step: value}}: the mean over seeds at the steps that all have, with a
-    band from the lowest to the highest; `thin`: without markers and label."""
-    steps = sorted(set.intersection(*(set(c) for c in curves.values()))) if curves else []
-    if not steps:
-        return
-    values = np.array([[curve[step] for step in steps] for curve in curves.values()])
-    style = look(arm)
-    if thin:
-        ax.plot(steps, values.mean(0), lw=1, alpha=0.6, color=style["color"], ls=style["ls"])
-    else:
-        ax.plot(steps, values.mean(0), ms=5, lw=1.6, label=arm, **style)
-    ax.fill_between(steps, values.min(0), values.max(0), color=style["color"], alpha=0.15, lw=0)
-
-
-def smoothed(values):
-    """The running mean of a list over about a 25th of it: what is k values past counts w^k."""
-    weight = 1 - 25 / max(25, len(values))
-    means, total, count = [], 0.0, 0.0
-    for value in values:
-        total, count = weight * total + value, weight * count + 1
-        means.append(total / count)
-    return means
+    band from the lowest to the highest."""
+    steps = sorted(set.intersection(*map(set, curves.values()))) if curves else []
+    if steps:
+        values = np.array([[curve[step] for step in steps] for curve in curves.values()])
+        ax.plot(steps, values.mean(0), ms=5, lw=1.6, label=arm, **look(arm))
+        ax.fill_between(steps, values.min(0), values.max(0), color=look(arm)["color"], alpha=0.15,
+                        lw=0)
 
 
 def draw_loss(records, title):
@@ -116,7 +96,9 @@ def draw_loss(records, title):
         steps, losses = zip(*training)
         ax.plot(steps, losses, color="0.75", lw=0.8, label="training batch")
         if len(steps) > 25:
-            ax.plot(steps, smoothed(losses), color="0.4", lw=1.2, label="training, smoothed")
+            import pandas as pd  # takes half a second, which --help need not wait for
+            running = pd.Series(losses).ewm(alpha=25 / len(losses)).mean()
+            ax.plot(steps, running, color="0.4", lw=1.2, label="training, smoothed")
     if validation:
         ax.plot(*zip(*validation), color="C0", marker="o", ms=4, label="validation")
         ax.annotate(f"{validation[-1][1]:.3f}", validation[-1], (0, 8), ha="right", color="C0",
@@ -137,93 +119,130 @@ def loss_picture(records, title, path):
     write_atomic(path, lambda file: figure.savefig(file, format="png", dpi=120))
 
 
-MOST_CURVES = 10  # arms; past that a picture of curves shows those of the planned contrasts
+LINES = ("kron", "bpe_untied", "bpe_untied_usual", "bpe_tied", "bpe_tied_usual")
+MOST_CURVES = 10  # arms; past that a picture of curves shows those of lowest loss
 
 
-def comparison_picture(tables, baseline, planned):
-    """Validation loss, and the gap to the baseline, against tokens.
-
-    `tables`: one a horizon (lib/results.py), the main one first; `planned`: arms that are shown
-    where there are too many.
-    """
-    arms = list(dict.fromkeys(tables[0]["arm"]))
-    shown = [arm for arm in arms if len(arms) <= MOST_CURVES or arm in (*planned, baseline)]
-    figure, (losses, gaps) = panels(2, 7, 6)
-    draw_losses(losses, tables[0], shown)
-    draw_gaps(gaps, tables, shown, baseline)
-    for ax in (losses, gaps):
-        ax.set_xlabel("training tokens")
-        ax.xaxis.set_major_formatter(lambda x, _: short(x))
-    figure.legend(*losses.get_legend_handles_labels(), loc="outside lower center", ncols=6,
-                  fontsize=9)
+def comparison_picture(table):
+    """Validation loss against training tokens, of the best arms where there are many; the first
+    quarter's fall is left out."""
+    curves = {}  # {arm: {seed: {tokens seen: loss}}}
+    for arm, run in zip(table["arm"], table["run"]):
+        per_step = run["header"].get("tokens_per_step", 1)
+        curve = {v["step"] * per_step: v["val_loss"] for v in run["vals"] if v["step"]}
+        curves.setdefault(arm, {})[run["header"]["config"]["seed"]] = curve
+    figure, (ax,) = panels(1, 8, 5)
+    late = []
+    for arm in table.groupby("arm", sort=False)["loss"].mean().nsmallest(MOST_CURVES).index:
+        draw_curves(ax, arm, curves[arm])
+        late += [loss for c in curves[arm].values() for t, loss in c.items() if t >= max(c) / 4]
+    ax.set(ylim=(min(late) - 0.05, max(late) + 0.05), xlabel="training tokens",
+           ylabel="validation loss (nats per token)")
+    ax.xaxis.set_major_formatter(lambda x, _: f"{x / 1e6:g}M" if x >= 1e6 else f"{x:,g}")
+    ax.legend(fontsize=9)
     return figure
 
 
-def short(number):
-    """A count as a tick: 0, 800, 25k, 2.5M."""
-    for size, letter in ((1e6, "M"), (1e3, "k")):
-        if number >= size:
-            return f"{number / size:g}{letter}"
-    return f"{number:g}"
+def name_ends(ax, ends):
+    """Name lines, (x, y, name, colour) of an end each, beside the axes: the names are pushed apart
+    so that none is on another, and joined to their ends."""
+    low, high = ax.get_ylim()
+    step, ends = (high - low) / 18, sorted(ends, key=lambda end: end[1])
+    places = np.array([y for _, y, *_ in ends])
+    for _ in range(500):
+        push = np.maximum(0, step - np.diff(places)) / 2
+        places = places + np.append(0, push) - np.append(push, 0)
+        places += max(0, low - places[0]) - max(0, places[-1] - high)
+    for (x, y, name, colour), place in zip(ends, places):
+        ax.annotate(name, (x, y), (1.09, place), textcoords=("axes fraction", "data"), fontsize=8,
+                    va="center", annotation_clip=False,
+                    arrowprops={"arrowstyle": "-", "color": colour, "lw": 0.8})
 
 
-def token_curves(table, arm):
-    """{seed: {tokens seen: validation loss}} of an arm's runs, but for step 0."""
-    curves = {}
-    for run in table.loc[table["arm"] == arm, "run"]:
-        per_step = run["header"].get("tokens_per_step", 1)
-        curve = {v["step"] * per_step: v["val_loss"] for v in run["vals"] if v["step"]}
-        curves[run["header"]["config"]["seed"]] = curve
-    return curves
+def draw_seeds(ax, arm, points, **style):
+    """An arm's values {x: [one per seed]}: means joined, with a band from lowest to highest. The
+    last point, (x, mean)."""
+    x, style = sorted(points), look(arm) | style
+    means = [np.mean(points[at]) for at in x]
+    ax.plot(x, means, ms=5, lw=1.5, **style)
+    ax.fill_between(x, [min(points[at]) for at in x], [max(points[at]) for at in x], lw=0,
+                    color=style["color"], alpha=0.2)
+    return x[-1], means[-1]
 
 
-def draw_losses(ax, table, shown):
-    """Validation loss against tokens; the axis leaves out the first quarter's fall."""
-    finals, late = [], []
-    for arm in shown:
-        curves = token_curves(table, arm)
-        draw_curves(ax, arm, curves)
-        for curve in curves.values():
-            finals.append(curve[max(curve)])
-            late += [loss for tokens, loss in curve.items() if tokens >= max(curve) / 4]
-    ax.set(ylim=(min(finals) - 0.05, max(late) + 0.05), title="Validation loss",
-           ylabel="validation loss (nats per token)")
+def answer_picture(tables, others, baseline):
+    """Two pictures. Left: the final gap to the baseline against training tokens per vocabulary
+    entry, of the arms that were run at several (else of all); `tables`: one a horizon, the main one
+    first; `others`: (name, its tables, ...) of other texts and vocabularies, drawn hollow. Right:
+    final loss against how many numbers a token's code has, fixed codes and trained ranks; the arms
+    of LINES are horizontal lines."""
+    figure, (left, right) = panels(2, 4, 4.2, 220)  # twice the width at which a page shows it
+    gaps, sizes = {}, []  # {(text, arm): {tokens per entry: gaps}}
+    texts = [tables, *(other[1] for other in others if baseline in set(other[1][0]["arm"]))]
+    for text, horizons in enumerate(texts):
+        header = horizons[0].loc[horizons[0]["arm"] == baseline, "run"].iloc[0]["header"]
+        entries = max(header["params"]["input"], header["params"]["head"])
+        sizes.append(max(1, entries // header["config"]["n_embd"]))
+        for table in horizons:
+            steps = table["run"].iloc[0]["header"]["config"]["max_steps"]
+            losses = table.pivot(index="seed", columns="arm", values="loss")
+            for arm in losses.columns:
+                found = (losses[arm] - losses[baseline]).dropna()
+                if len(found):
+                    seen = steps * header.get("tokens_per_step", 1) / sizes[text]
+                    gaps.setdefault((text, arm), {})[seen] = found
+    for line, points in gaps.items():  # over the seeds that all of its points have
+        seeds = sorted(set.intersection(*(set(found.index) for found in points.values())))
+        gaps[line] = {x: found[seeds] for x, found in points.items() if seeds}
+    several = {line for line, points in gaps.items() if len(points) > 1} or {*gaps}
+    ends = []
+    for text, arm in sorted(several - {(text, baseline) for text in range(1, len(texts))}):
+        name = f"{arm}, V {sizes[text]:,}" if text else arm  # hollow: another vocabulary
+        ends.append((*draw_seeds(left, arm, gaps[text, arm], mfc="white" if text else None), name,
+                     look(arm)["color"]))
+    left.set(xscale="log", xlabel="training tokens per vocabulary entry",
+             ylabel=f"loss - loss of {baseline} (nats per token)")
+    set_ticks(left, [x for line in several for x in gaps[line]])
+    name_ends(left, ends)
+
+    codes, lines, ends = {}, {}, []
+    for arm, group in tables[0].groupby("arm", sort=False):
+        config = group["run"].iloc[0]["header"]["config"]
+        widths = {0: (sizes[0] - 1).bit_length(), -1: config["n_embd"]}  # minimal, as wide as e
+        at = {"affine": widths.get(config["code_width"], config["code_width"]),
+              "lowrank": config["rank"], "frozen_random": config["n_embd"]}.get(config["code"])
+        if at and not config["input_norm"]:
+            name = {"affine": "wide"}.get(config["code"], config["code"])
+            codes.setdefault(name, {})[at] = group["loss"].tolist()
+        elif arm in LINES:
+            lines[arm] = group["loss"].mean()
+    for name, points in codes.items():
+        said = {"wide": "fixed parities", "lowrank": "trained rank"}.get(name, name)
+        ends.append((*draw_seeds(right, name, points), said, look(name)["color"]))
+    right.set(xscale="log", xlabel="numbers in a token's code", ylabel="loss (nats per token)")
+    set_ticks(right, [x for points in codes.values() for x in points])
+    for arm, loss in lines.items():
+        right.axhline(loss, lw=1.3, color=look(arm)["color"], ls=look(arm)["ls"])
+        ends.append((right.get_xlim()[1], loss, arm, look(arm)["color"]))
+    name_ends(right, ends)
+    return figure
 
 
-def draw_gaps(ax, tables, shown, baseline):
-    """Gap to the baseline against tokens, of each horizon; its end, after a cosine of its own, is a
-    large marker, and a thick line joins the ends of an arm, over seeds that all its horizons
-    have."""
-    for arm in shown:
-        both = [(token_curves(table, arm), token_curves(table, baseline)) for table in tables]
-        seeds = [ours.keys() & theirs.keys() for ours, theirs in both]
-        common = set.intersection(*map(set, filter(None, seeds))) if any(seeds) else set()
-        ends = {}
-        for table, (ours, theirs), paired in zip(tables, both, seeds):
-            curves = {seed: {t: loss - theirs[seed][t] for t, loss in ours[seed].items()
-                             if t in theirs[seed]} for seed in paired}
-            draw_curves(ax, arm, curves, thin=True)
-            if paired and common:
-                final = table.set_index(["arm", "seed"])["loss"]
-                gaps = [final[arm, seed] - final[baseline, seed] for seed in common]
-                ends[max(ours[min(common)])] = np.mean(gaps)
-        if ends:
-            tokens = sorted(ends)
-            ax.plot(tokens, [ends[t] for t in tokens], ms=9, lw=2.4, zorder=3, **look(arm))
-    ax.set(ylabel=f"loss - loss of {baseline} (nats)",
-           title="Gap at the same tokens; large: each run's end")
+def set_ticks(ax, values):
+    """Ticks of a logarithmic axis at some of its values, those that do not stand too close."""
+    ticks = []
+    for value in sorted(values):
+        if not ticks or value > 1.5 * ticks[-1]:
+            ticks.append(value)
+    ax.set_xticks(ticks, [f"{value:,.0f}" for value in ticks])
+    ax.minorticks_off()
 
 
 def values_picture(table, key, values):
-    """Final loss against the values of one key: a thin line for each seed, the mean a thick one."""
+    """Final loss against the values of one key: the mean, with a band over seeds."""
     figure, (ax,) = panels(1, 7)
-    places = range(len(values))
-    for seed, group in table.groupby("seed"):
-        at = [values.index(run["by"]) for run in group["run"]]
-        ax.plot(at, group["loss"], ".-", color="0.7", lw=0.8)
-    means = table.groupby("arm", sort=False)["loss"].mean()
-    ax.plot(places, means, "o-", color="C0", label="mean over seeds")
-    ax.set_xticks(places, [str(value) for value in values])
-    ax.set(xlabel=key, ylabel="validation loss (nats per token)", title="grey: each seed")
-    ax.legend()
+    losses = table.groupby("arm", sort=False)["loss"].apply(list)
+    draw_seeds(ax, key, dict(enumerate(losses)))
+    ax.set_xticks(range(len(values)), [str(value) for value in values])
+    ax.set(xlabel=key, ylabel="validation loss (nats per token)")
     return figure

@@ -41,9 +41,8 @@ def code_hash():
     for name in DECISIVE:
         tree = ast.parse((ROOT / name).read_bytes())
         for node in ast.walk(tree):
-            body = getattr(node, "body", None)
-            if isinstance(body, list):
-                node.body = [statement for statement in body if not is_aside(statement)]
+            if isinstance(getattr(node, "body", None), list):
+                node.body = [statement for statement in node.body if not is_aside(statement)]
         digest.update(ast.unparse(tree).encode())
     return digest.hexdigest()[:12]
 

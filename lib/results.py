@@ -1,4 +1,5 @@
 """log.jsonl and eval.npz of many runs -> one table, and which of the runs can be compared."""
+import json
 import math
 import re
 import sys
@@ -19,10 +20,13 @@ from lib.stats import bootstrap_documents
 BITS = ("dtype", "device", "compile", "code_form")
 SILENT = ("seed", "name", "wandb_log", "log_interval", "eval_interval")
 NO_ARM = {*BITS, *SILENT}
-FREE = {*ARM_KEYS, *NO_ARM}
+BATCH = ("batch_size", "gradient_accumulation_steps", "block_size")
 
 # Runs that differ in these alone are horizons of one comparison.
 HORIZON = ("max_steps", "warmup_steps")
+
+# Groups of input tokens by how often training saw them, and the first of their bins in eval.npz.
+SEEN = {"under 256": 0, "256 to 1,023": 9, "1,024 to 8,191": 11, "more": 14}
 
 # Code hashes under which runs are equal bit for bit, of old code and new: {hash: (the hash that it
 # is counted as, how that is known)}.
@@ -43,16 +47,17 @@ def arm_of(run):
 def order(run):
     """Sort key of a run: arms as in ARMS, others after them by name, then seeds; in a comparison by
     one key its value in the arm's place."""
+    seed = run["header"]["config"]["seed"]
     if "by" in run:
-        return 0, run["by"], run["header"]["config"]["seed"]
+        return 0, run["by"], seed
     arm = arm_of(run)
     base = arm.split(",")[0]
     place = list(ARMS).index(base) if base in ARMS else len(ARMS)
     natural = re.sub(r"\d+", lambda number: number[0].zfill(9), arm)  # rank=6 before rank=12
-    return place, natural, run["header"]["config"]["seed"]
+    return place, natural, seed
 
 
-# ---- runs in -----------------------------------------------------------------------------------
+# ---- files in ----------------------------------------------------------------------------------
 
 def is_number(x):
     """Whether x is a finite int or float."""
@@ -60,85 +65,68 @@ def is_number(x):
 
 
 def read_run(folder):
-    """out/RUN -> {"name", "header", "steps", "vals", "diverged", "went_on", "missing"}; steps and
-    vals are the log's records in step order, diverged is the step of a last validation that was not
-    finite, or None, went_on the keys, hardware and code that were others when it went on after a
-    stop, missing the first step up to the last one that has no line and should have one, or None.
-
-    InputError if it holds no run's log.
-    """
+    """out/RUN -> {"name", "header", "steps", "vals", "diverged", "went_on", "missing"}: steps and
+    vals are the log's records; diverged is the step of a last validation that was not finite;
+    went_on the keys, hardware and code that changed when it was resumed; missing the first step
+    whose line the run's intervals ask for and the log has not. InputError if it is no run's log."""
     path = Path(folder) / "log.jsonl"
     if not path.is_file():
         raise InputError(f"{folder}: no log.jsonl there, not a run")
     records, dropped = read_log(path)
-    header = records[0] if records else {}
-    parts = [header.get(key) for key in ("config", "params", "data")]
-    if not isinstance(header.get("arm"), str) or not all(isinstance(p, dict) for p in parts):
+    header, *records = records or [{}]
+    given = header.get("config")
+    whole = (isinstance(header.get("arm"), str) and isinstance(given, dict)
+             and all(isinstance(header.get(key), dict) for key in ("params", "data"))
+             and all(isinstance(given.get(key), int) for key in ("max_steps", "seed")))
+    if not whole:
         raise InputError(f"{path}: no header, not a run's log")
-    for key in ("max_steps", "seed"):
-        if not isinstance(header["config"].get(key), int):
-            raise InputError(f"{path}: its header has no {key}, not a run's log")
     if dropped:
-        print(f"note: {path}: {dropped} unreadable line{'s' if dropped > 1 else ''} dropped",
-              file=sys.stderr)
-    steps = [r for r in records[1:] if is_number(r.get("loss"))]
-    scored = [r for r in records[1:] if "val_loss" in r]
+        print(f"note: {path}: unreadable lines dropped: {dropped}", file=sys.stderr)
+    steps, scored = ([r for r in records if key in r] for key in ("loss", "val_loss"))
     vals = [r for r in scored if is_number(r["val_loss"])]
-    diverged = scored[-1]["step"] if scored and scored[-1] not in vals else None
-    went_on = sorted({key for r in records[1:] for key in r.get("went_on_with", {})})
-    missing = first_missing(records, went_on)
-    header["config"] = asdict(Config()) | modernise(header["config"])
-    return {"name": str(folder), "header": header, "steps": steps, "vals": vals,
-            "diverged": diverged, "went_on": went_on, "missing": missing}
+    went_on = sorted({key for r in records for key in r.get("went_on_with", {})})
+    last, missing = max((r.get("step", 0) for r in records), default=0), set()
+    for key, there in (("log_interval", steps), ("eval_interval", scored)):
+        if given.get(key) and key not in went_on:
+            missing |= set(range(given[key], last + 1, given[key])) - {r.get("step") for r in there}
+    config = asdict(Config()) | modernise(given)
+    return {"name": str(folder), "header": header | {"config": config}, "vals": vals,
+            "steps": [r for r in steps if is_number(r["loss"])], "went_on": went_on,
+            "missing": min(missing, default=None),
+            "diverged": scored[-1].get("step") if scored and scored[-1] not in vals else None}
 
 
-def first_missing(records, went_on):
-    """The first step, up to the last that is logged, whose line of training or of validation is not
-    there although the run's intervals ask for it; None if the log is whole."""
-    config = records[0]["config"]
-    last = max((record.get("step", 0) for record in records), default=0)
-    missing = []
-    for key, found in (("log_interval", "loss"), ("eval_interval", "val_loss")):
-        if config.get(key) and key not in went_on:
-            there = {record.get("step") for record in records[1:] if found in record}
-            missing += set(range(config[key], last + 1, config[key])) - there
-    return min(missing, default=None)
-
-
-def find_runs(paths):
-    """Folders of runs, or folders of such folders -> (runs, [(path, why it is no run)])."""
-    runs, skipped = [], []
+def find_runs(paths, notes):
+    """The runs below folders of runs, or folders of such folders; what is none goes to `notes`."""
+    runs = []
     for path in dict.fromkeys(str(path).rstrip("/") for path in paths):
         below = [str(log.parent) for log in sorted(Path(path).glob("*/log.jsonl"))]
-        is_run = (Path(path) / "log.jsonl").is_file()
-        for folder in [path] if is_run or not below else below:
-            if folder.endswith(".old") and Path(folder.removesuffix(".old")).is_dir():
-                skipped.append((folder, f"{folder}: a run that --overwrite put aside"))
-                continue
+        for folder in [path] if (Path(path) / "log.jsonl").is_file() or not below else below:
             try:
+                if folder.endswith(".old") and Path(folder.removesuffix(".old")).is_dir():
+                    raise InputError(f"{folder}: a run that --overwrite put aside")
                 runs.append(read_run(folder))
             except InputError as error:
-                skipped.append((folder, str(error)))
-    return runs, skipped
+                notes.append(f"skipped, no run: {error}")
+    return runs
 
 
 def unfinished(run):
     """Why a run has no final loss, in words; "" if it has one: that of the last step."""
     steps = run["header"]["config"]["max_steps"]
-    last = run["vals"][-1]["step"] if run["vals"] else 0
     if run["missing"] is not None:
         return f"its log is not whole: nothing of step {run['missing']}"
     if run["diverged"] is not None:
         return f"diverged: its validation loss at step {run['diverged']} is not finite"
-    return f"unfinished, step {last} of {steps}" if last != steps else ""
+    last = run["vals"][-1]["step"] if run["vals"] else 0
+    return "" if last == steps else f"unfinished, step {last} of {steps}"
 
 
 def finished_runs(paths, notes):
     """The finished runs below `paths`; what else is there goes to `notes`. InputError if none."""
-    found, skipped = find_runs(paths)
-    notes += [f"skipped, no run: {why}" for _, why in skipped]
-    runs = [r for r in found if not unfinished(r)]
+    found = find_runs(paths, notes)
     notes += [f"left out: {r['name']}: {unfinished(r)}" for r in found if unfinished(r)]
+    runs = [r for r in found if not unfinished(r)]
     if not runs:
         what = notes[0] if notes else f"no runs below {', '.join(paths)}"
         raise InputError(f"nothing to compare: {what} (give folders that train.py made)")
@@ -161,72 +149,70 @@ def read_evaluation(run):
     return arrays
 
 
+def read_tsv(path, columns):
+    """A file of lines with tabs -> a list of dicts. InputError if it has other columns."""
+    head, *rows = [line.split("\t") for line in Path(path).read_text().splitlines()] or [[]]
+    if head != list(columns) or any(len(row) != len(head) for row in rows):
+        raise InputError(f"{path}: a line is {', '.join(columns)}, with tabs between them")
+    return [dict(zip(head, row)) for row in rows]
+
+
+def read_plan(folder):
+    """FOLDER/plan.tsv -> its rows, {"item", "name", "arguments"}; [] where there is none."""
+    path = Path(folder) / "plan.tsv"
+    return read_tsv(path, ("item", "name", "arguments")) if path.is_file() else []
+
+
 # ---- which runs can be compared ----------------------------------------------------------------
 
 def settings(run, free=()):
-    """All that must be equal in runs that are compared: config, but for the FREE keys and those in
-    `free`; data; by how many steps a finished run was extended, since its rate fell twice."""
-    config = run["header"]["config"]
-    kept = {key: value for key, value in config.items() if key not in FREE and key not in free}
+    """All that must be equal in runs that are compared: config, but for an arm's keys, what changes
+    no batch and the keys `free`; data; by how many steps a finished run was extended, since its
+    rate fell twice."""
+    kept = {key: value for key, value in run["header"]["config"].items()
+            if key not in {*ARM_KEYS, *NO_ARM, *free}}
     return kept | {"data": run["header"]["data"], "extended": run["header"].get("extended")}
 
 
 def difference(a, b, free=()):
     """The first setting in which two runs differ, in words, or ""."""
     ours, theirs = settings(a, free), settings(b, free)
-    for key in {**ours, **theirs}:
-        if ours.get(key) != theirs.get(key):
-            return (f"{key} is {ours.get(key)} in {a['name']} and {theirs.get(key)} in "
-                    f"{b['name']}")
-    return ""
+    return next((f"{key} is {ours.get(key)} in {a['name']} and {value} in {b['name']}"
+                 for key, value in theirs.items() if ours.get(key) != value), "")
 
 
 def drop_clashes(runs):
-    """Runs of equal settings -> (those that fit together, [(run, why it does not)]): one run per
-    arm and seed, one set of arm keys per arm, one name for runs that differ in BITS alone, the same
-    batches in runs of the same seed. Of a comparison by one key, "by" is its value, and "batches"
-    too where that decides the batches."""
-    first_of_arm, first_of_keys, first_of_seed, seen, kept, dropped = {}, {}, {}, {}, [], []
+    """Runs of equal settings -> (those that fit together, [(run, why it does not)]): one set of
+    keys per arm and one name per set, one run per arm and seed, the same batches at equal seeds."""
+    import pandas as pd  # takes half a second, which --help need not wait for
+    rows, dropped, kept, batches = [], [], [], {}
     for run in runs:
-        arm, seed, config = arm_of(run), run["header"]["config"]["seed"], run["header"]["config"]
-        decisive = (run.get("by"), *(config[key] for key in sorted(config.keys() - NO_ARM)))
-        like, twin = first_of_arm.get(arm, run), first_of_seed.get((seed, run.get("batches")), run)
-        namesake, step = first_of_keys.get(decisive, arm), other_batch(twin, run)
-        keys = [key for key in ARM_KEYS if key not in BITS
-                and like["header"]["config"].get(key) != run["header"]["config"].get(key)]
-        if keys:
-            mine, other = (r["header"]["config"].get(keys[0]) for r in (run, like))
-            why = f"not comparable: {keys[0]} is {other} in {like['name']} and {mine} in it"
-        elif namesake != arm:
-            why = f"it is the arm {namesake} under another name"
-        elif (arm, seed) in seen:
-            why = f"{seen[arm, seed]} is the same arm and seed"
-        elif step is not None:
-            why = f"not comparable: step {step} saw other batches than in {twin['name']}"
+        config = run["header"]["config"]
+        keys = {key: config[key] for key in config.keys() - NO_ARM} | {"by": run.get("by")}
+        rows.append({"name": run["name"], "arm": arm_of(run), "seed": config["seed"], "run": run,
+                     "keys": json.dumps(keys, sort_keys=True)})
+    table = pd.DataFrame(rows)
+    for group, equal, why in (("arm", "keys", "not comparable: its arm has other keys in {}"),
+                              ("keys", "arm", "it is the arm of {} under another name"),
+                              (["arm", "seed"], "name", "{} is the same arm and seed")):
+        first = table.groupby(group).transform("first")
+        bad = table[equal] != first[equal]
+        dropped += [(run, why.format(name))
+                    for run, name in zip(table["run"][bad], first["name"][bad])]
+        table = table[~bad]
+    for run in table["run"]:  # with --by=batch_size every size has batches of its own
+        key = tuple(run["header"]["config"][key] for key in ("seed", *BATCH))
+        crc = {record["step"]: record.get("batch_crc") for record in run["steps"]}
+        twin, theirs = batches.setdefault(key, (run["name"], crc))
+        if any(theirs.get(step, mine) != mine for step, mine in crc.items()):
+            dropped.append((run, f"not comparable: it saw other batches than {twin}"))
         else:
-            first_of_arm.setdefault(arm, run)
-            first_of_keys.setdefault(decisive, arm)
-            first_of_seed.setdefault((seed, run.get("batches")), run)
-            seen[arm, seed] = run["name"]
             kept.append(run)
-            continue
-        dropped.append((run, why))
     return kept, dropped
 
 
-def other_batch(a, b):
-    """The first step of which both logs have a batch's checksum and disagree, or None."""
-    batches = {record["step"]: record.get("batch_crc") for record in a["steps"]}
-    for record in b["steps"]:
-        step, crc = record["step"], record.get("batch_crc")
-        if batches.get(step, crc) != crc:
-            return step
-    return None
-
-
 def refuse_unmatched(runs, free=()):
-    """InputError, naming the first difference, if runs differ in anything but arm, seed and the
-    keys `free`, or if equal seeds saw other batches."""
+    """InputError if runs differ in more than arm, seed and the keys `free`, or clash."""
     for run in runs:
         if differs := difference(runs[0], run, free):
             raise InputError(f"not comparable: {differs}")
@@ -235,145 +221,101 @@ def refuse_unmatched(runs, free=()):
 
 
 def provenance(runs):
-    """What a reader must know of the code that made some runs: lines, none if all is as it should
-    be. Files that no commit has, what a run went on with after a stop, several code hashes."""
-    dirty = [r["name"] for r in runs if r["header"].get("commit", "").endswith("+changes")]
+    """What a reader must know of the code that made some runs, lines: files that no commit has,
+    what changed when a run was resumed, several dtypes, devices or code hashes."""
+    headers = [run["header"] for run in runs]
+    dirty = [run["name"] for run in runs if run["header"].get("commit", "").endswith("+changes")]
     lines = [f"made from files that no commit has (+changes): {', '.join(dirty)}"] if dirty else []
-    for run in runs:
-        if run["went_on"]:
-            lines.append(f"{run['name']} went on after a stop with other "
-                         f"{', '.join(run['went_on'])}")
-    for key in BITS:
-        if counts := unequal(r["header"]["config"][key] for r in runs):
-            lines.append(f"{key} is not the same in all runs, which changes bits, not batches: "
-                         f"{counts}")
-    hashes = [r["header"].get("code_hash", "unknown") for r in runs]
-    if counts := unequal(SAME_CODE.get(code, (code,))[0] for code in hashes):
-        lines.append(f"several versions of the code that decides numbers: {counts}")
+    lines += [f"{run['name']} went on after a stop with other {', '.join(run['went_on'])}"
+              for run in runs if run["went_on"]]
+    hashes = [header.get("code_hash", "unknown") for header in headers]
+    kinds = {"several versions of the code that decides numbers":
+             [SAME_CODE.get(code, (code,))[0] for code in hashes]}
+    kinds |= {f"{key} is not the same in all runs, which changes bits, not batches":
+              [header["config"][key] for header in headers] for key in BITS}
+    for what, values in kinds.items():
+        counts = Counter(map(str, values)).most_common()
+        if len(counts) > 1:
+            lines.append(f"{what}: {', '.join(f'{value} ({n} runs)' for value, n in counts)}")
     return lines
-
-
-def unequal(values):
-    """How many runs have which value, in words; "" if all have one."""
-    found = Counter(str(value) for value in values).most_common()
-    return ", ".join(f"{value} ({n} runs)" for value, n in found) if len(found) > 1 else ""
-
-
-def group_runs(runs, free=()):
-    """Runs -> lists of runs that can be compared: equal settings, the largest list first."""
-    groups = []
-    for run in runs:
-        for group in groups:
-            if not difference(group[0], run, free):
-                group.append(run)
-                break
-        else:
-            groups.append([run])
-    return sorted(groups, key=lambda group: -len(group))
 
 
 def select(runs, baseline, free, notes):
     """The largest set of comparable runs, and those that differ from it in HORIZON alone: a list of
     tables (`as_table`), and the baseline. What is left out goes to `notes`."""
-    groups = group_runs(sorted(runs, key=order), free)
-    if baseline:
-        groups.sort(key=lambda group: baseline not in map(arm_of, group))  # a stable sort
-        if baseline not in map(arm_of, groups[0]):
-            there = ", ".join(dict.fromkeys(map(arm_of, sorted(runs, key=order))))
-            raise InputError(f"--baseline={baseline}: no finished run of that arm (there are "
-                             f"{there})")
-    horizons = []
+    groups, runs = {}, sorted(runs, key=lambda run: (arm_of(run) != baseline, order(run)))
+    for run in runs:  # the baseline's first: of two that clash the first one stays
+        key = json.dumps(settings(run, free), sort_keys=True)
+        groups.setdefault(key, []).append(run)
+    groups = sorted(groups.values(), key=lambda group: (
+        bool(baseline) and baseline not in map(arm_of, group), -len(group)))
+    main = groups[0]
+    arms = list(map(arm_of, drop_clashes(main)[0]))
+    baseline = baseline or ("bpe_tied" if "bpe_tied" in arms else arms[0])
+    if baseline not in arms:
+        there = ", ".join(dict.fromkeys(map(arm_of, runs)))
+        raise InputError(f"--baseline={baseline}: no finished run of that arm (there are {there})")
+    tables = []
     for group in groups:
         kept, dropped = drop_clashes(group)
-        arms = list(map(arm_of, kept))
-        if not horizons:
-            baseline = baseline or ("bpe_tied" if "bpe_tied" in arms else arms[0])
-        differs = difference(groups[0][0], group[0], free)
-        horizon = not difference(groups[0][0], group[0], {*free, *HORIZON})
-        if horizon and baseline in arms:
-            notes += [f"left out: {r['name']}: {why}" for r, why in dropped]
-            horizons.append(as_table(kept, baseline, notes))
+        if difference(main[0], group[0], {*free, *HORIZON}):
+            why = f"not comparable: {difference(main[0], group[0], free)}"
+        elif baseline not in map(arm_of, kept):
+            why = f"no run of {baseline} beside it"
         else:
-            others = f" and {len(group) - 1} more" if len(group) > 1 else ""
-            why = f"no run of {baseline} beside it" if horizon else f"not comparable: {differs}"
-            notes.append(f"left out: {group[0]['name']}{others}: {why}")
-    return horizons, baseline
+            notes += [f"left out: {r['name']}: {why}" for r, why in dropped]
+            tables.append(as_table(kept, notes))
+            continue
+        others = f" and {len(group) - 1} more" if len(group) > 1 else ""
+        notes.append(f"left out: {group[0]['name']}{others}: {why}")
+    return tables, baseline
 
 
-# ---- one table ---------------------------------------------------------------------------------
+def seen_groups(arrays):
+    """An eval.npz by the groups of SEEN: {group: (nats per token, share of tokens)}; None of one
+    that has no such counts."""
+    if "seen_nats" not in arrays:
+        return None
+    nats, tokens = (np.add.reduceat(np.pad(arrays[f"seen_{key}"].astype(float), (0, 64)),
+                                    list(SEEN.values())) for key in ("nats", "tokens"))
+    return dict(zip(SEEN, zip(nats / np.maximum(tokens, 1), tokens / tokens.sum())))
 
-def as_table(runs, baseline, notes):
+
+def as_table(runs, notes):
     """Comparable runs -> a table with a row a run: arm, seed, kind ("own head": a V x d table of
     its own, or "input's head": tied or coded), the final loss and bpb (bits per byte), run (what
-    `read_run` gave), evaluation (of eval.npz) and bootstrap (draws,), the loss on documents
-    resampled, or None.
+    `read_run` gave), bootstrap (draws,), the loss on documents resampled, and seen, or None.
 
     Losses are of the whole validation split where every run has its eval.npz, else of the last
     validation. Of two arms with one loss, to six digits, at one seed the second is left out, since
-    it is a copy and would narrow intervals; the baseline stays. What is missing goes to `notes`.
+    it is a copy and would narrow intervals. What is missing goes to `notes`.
     """
     import pandas as pd  # takes half a second, which --help need not wait for
-    scored = [read_evaluation(run) for run in runs]
-    lacking = [run["name"] for run, arrays in zip(runs, scored) if arrays is None]
-    if lacking:
-        notes.append(f"no eval.npz in {len(lacking)} of {len(runs)} runs ({lacking[0]}): "
-                     "losses are of the last validation's blocks, without intervals over documents")
-    rows, first = [], {}
+    scored = [read_evaluation(run) or {"doc_tokens": None} for run in runs]
+    whole = all(arrays["doc_tokens"] is not None and np.array_equal(
+        arrays["doc_tokens"], scored[0]["doc_tokens"]) for arrays in scored)
+    if not whole:
+        notes.append("not every run has an eval.npz of the same documents: losses are of the last "
+                     "validation's blocks, without intervals over documents")
+    rows = []
     for run, arrays in zip(runs, scored):
         config, last = run["header"]["config"], run["vals"][-1]
-        row = {"arm": arm_of(run), "seed": config["seed"], "loss": last["val_loss"],
+        row = {"arm": arm_of(run), "seed": config["seed"], "name": run["name"],
                "kind": "own head" if config["head"] == "table" else "input's head",
-               "bpb": last.get("val_bpb"), "run": run, "evaluation": arrays, "bootstrap": None}
-        if not lacking:
+               "loss": last["val_loss"], "bpb": last.get("val_bpb"), "run": run, "bootstrap": None,
+               "seen": None}
+        if whole:
             nats, tokens, size = (float(arrays[f"doc_{key}"].sum())
                                   for key in ("nats", "tokens", "bytes"))
-            row |= {"loss": nats / tokens, "bpb": nats / math.log(2) / size}
+            row |= {"loss": nats / tokens, "bpb": nats / math.log(2) / size,
+                    "seen": seen_groups(arrays)}
         rows.append(row)
-    kept = []
-    for row in sorted(rows, key=lambda row: row["arm"] != baseline):
-        twin = first.setdefault((row["seed"], round(row["loss"], 6)), row)
-        if twin is row:
-            kept.append(row)
-        else:
-            notes.append(f"left out: {row['run']['name']}: the loss of {twin['run']['name']} to "
-                         "six digits, one run under two names")
-    kept.sort(key=lambda row: order(row["run"]))
-    if not lacking:
-        tokens = kept[0]["evaluation"]["doc_tokens"]
-        others = [row["run"]["name"] for row in kept
-                  if not np.array_equal(row["evaluation"]["doc_tokens"], tokens)]
-        if others:
-            notes.append(f"{others[0]} scored other documents: there are no intervals over "
-                         "documents")
-        else:
-            nats = np.array([row["evaluation"]["doc_nats"] for row in kept])
-            for row, column in zip(kept, bootstrap_documents(nats, tokens).T):
-                row["bootstrap"] = column
-    return pd.DataFrame(kept)
-
-
-def equal_seeds(tables):
-    """Tables of several horizons, with those seeds of an arm alone that every horizon with that arm
-    has, so that its losses at several can be set side by side."""
-    seeds = {}
-    for table in tables:
-        for arm, group in table.groupby("arm"):
-            seeds[arm] = seeds.get(arm, set(group["seed"])) & set(group["seed"])
-    return [table[[seed in seeds[arm] for arm, seed in zip(table["arm"], table["seed"])]]
-            for table in tables]
-
-
-def not_run(folder, tables):
-    """A note on the runs of FOLDER/plan.tsv, of its own folder, that no table has (not run, not
-    finished or left out): a list of at most one line. InputError if it is no plan."""
-    path = Path(folder) / "plan.tsv"
-    if not path.is_file():
-        return []
-    rows = [line.split("\t") for line in path.read_text().splitlines()[1:]]
-    if any(len(row) < 2 for row in rows):
-        raise InputError(f"{path}: a line is item, name and arguments, with tabs between them")
-    planned = [row[1] for row in rows if "/" not in row[1]]
-    there = {Path(run["name"]).name for table in tables for run in table["run"]}
-    lacking = [name for name in planned if name not in there]
-    return [f"planned and not compared, {len(lacking)} of {len(planned)}: "
-            f"{', '.join(lacking)}"] if lacking else []
+    table = pd.DataFrame(rows)
+    if whole:
+        nats = np.array([arrays["doc_nats"] for arrays in scored])
+        table["bootstrap"] = list(bootstrap_documents(nats, scored[0]["doc_tokens"]).T)
+    twins = table.groupby(["seed", table["loss"].round(6)])["name"].transform("first")
+    copies = table["name"] != twins
+    notes += [f"left out: {name}: the loss of {twin} to six digits, one run under two names"
+              for name, twin in zip(table["name"][copies], twins[copies])]
+    return table[~copies].sort_values("run", key=lambda runs: runs.map(order))

@@ -6,6 +6,7 @@ import numpy as np
 import scipy  # loads scipy.stats, which takes a second, where it is first used
 
 DRAWS = 10_000  # of a bootstrap
+LEVEL = 0.05  # nats: an interval within it on both sides of 0 says that two arms are level
 
 
 # ---- over seeds --------------------------------------------------------------------------------
@@ -31,30 +32,23 @@ def summary(values):
 
 
 def spread(values):
-    """One value per seed (n,) -> {"mean", "sd", "per_seed"}; the sample standard deviation is None
-    for one seed."""
+    """One value per seed (n,) -> {"mean", "sd", "per_seed"}; sd is None for one seed."""
     numbers = summary(values)
     return {"mean": numbers["mean"], "sd": numbers["sd"], "per_seed": [float(x) for x in values]}
 
 
-def residual_variances(values, kinds):
-    """The variances of an additive model, value = arm + seed + residual, one for each kind of arm.
+def residual_deviations(table):
+    """The deviations of an additive model, loss = arm + seed + residual, one for each kind of arm:
+    {kind: {"sd", "degrees" of freedom}} of the kinds that leave some.
 
-    `values`: {(arm, seed): value}; `kinds`: {arm: kind}. Returns {kind: (variance, degrees of
-    freedom)} of the kinds of which something is left to estimate it from. With one kind this is
-    least squares: A arms that all have S seeds leave (A-1)(S-1) degrees. With several, each
-    variance is its kind's squared residuals over what the fit leaves of them, weighted by those
-    variances until they stand still (restricted maximum likelihood).
+    With one kind this is least squares: A arms that all have S seeds leave (A-1)(S-1) degrees. With
+    several, each variance is its kind's squared residuals over what the fit leaves of them,
+    weighted by those variances until they stand still (restricted maximum likelihood).
     """
-    arms = sorted({arm for arm, _ in values})
-    seeds = sorted({seed for _, seed in values})
-    design = np.zeros((len(values), len(arms) + len(seeds)))
-    for row, (arm, seed) in zip(design, values):
-        row[arms.index(arm)] = 1
-        row[len(arms) + seeds.index(seed)] = 1
-    y = np.array(list(values.values()), dtype=float)
-    kind = np.array([kinds[arm] for arm, _ in values])
-    found = dict.fromkeys(dict.fromkeys(kind.tolist()), (1.0, 0.0))
+    import pandas as pd  # takes half a second, which --help need not wait for
+    design = np.hstack([pd.get_dummies(table[key], dtype=float) for key in ("arm", "seed")])
+    y, kind = table["loss"].to_numpy(), table["kind"].to_numpy()
+    found = dict.fromkeys(table["kind"].unique(), (1.0, 0.0))
     for _ in range(200):
         before = found
         weight = np.array([1 / math.sqrt(max(before[k][0], 1e-12)) for k in kind])
@@ -69,34 +63,40 @@ def residual_variances(values, kinds):
             found[k] = variance, degrees
         if all(math.isclose(found[k][0], before[k][0], rel_tol=1e-7) for k in found):
             break
-    return {k: numbers for k, numbers in found.items() if numbers[1] > 1e-6}
+    return {k: {"sd": math.sqrt(variance), "degrees": degrees}
+            for k, (variance, degrees) in found.items() if degrees > 1e-6}
 
 
-def gap_variance(variances, kinds):
+def gap_variance(deviations, kinds):
     """The variance of one seed's gap between two arms of these kinds, (kind, kind), and its degrees
-    of freedom: Satterthwaite's (1946) where the kinds differ. A kind that has no variance of its
+    of freedom: Satterthwaite's (1946) where the kinds differ. A kind that has no deviation of its
     own has the other's; (None, 0) where neither has."""
-    known = [variances.get(kind) for kind in kinds]
+    known = [deviations.get(kind) for kind in kinds]
     known = [one or other for one, other in (known, known[::-1])]
     if None in known:
         return None, 0
-    (a, of_a), (b, of_b) = known
+    (a, of_a), (b, of_b) = ((one["sd"]**2, one["degrees"]) for one in known)
     if known[0] == known[1] or not a + b:
         return a + b, of_a
     return a + b, (a + b)**2 / (a**2 / of_a + b**2 / of_b)
 
 
-# ---- over documents ----------------------------------------------------------------------------
+def holm(p_values, count=None):
+    """p-values {name: p} corrected for being several (Holm 1979): {name: corrected p}. `count`: how
+    many tests were planned, if some of them could not be made."""
+    names = sorted(p_values, key=p_values.get)
+    steps = (count or len(names)) - np.arange(len(names))
+    corrected = np.maximum.accumulate(steps * [p_values[name] for name in names])
+    return dict(zip(names, np.minimum(corrected, 1).tolist()))
+
+
+# ---- over documents, over prompts --------------------------------------------------------------
 
 def bootstrap_documents(nats, tokens, draws=DRAWS):
-    """Mean losses on documents resampled with replacement.
-
-    nats (R, N) of R runs on N documents of `tokens` (N,) each -> (draws, R): per draw the ratio of
-    summed nats to summed tokens. All runs share the draws, so a difference of columns is paired;
-    the draws have a fixed seed.
-    """
-    rng = np.random.default_rng(0)
-    N = len(tokens)
+    """Mean losses on documents resampled with replacement: nats (R, N) of R runs on N documents of
+    `tokens` (N,) each -> (draws, R), summed nats over summed tokens. All runs share the draws, so a
+    difference of columns is paired."""
+    rng, N = np.random.default_rng(0), len(tokens)
     columns = np.concatenate([nats, [tokens]]).T.astype(float)  # (N, R + 1)
     losses = np.empty((draws, len(nats)))
     for i in range(draws):
@@ -107,13 +107,11 @@ def bootstrap_documents(nats, tokens, draws=DRAWS):
 
 
 def document_interval(gaps, error=0.0, degrees=1):
-    """95 % interval and two-sided p-value of a gap from its bootstrap (draws,), the mean over seeds
-    where there are several: ([low, high], p).
+    """95 % interval and two-sided p-value of a gap from its bootstrap (draws,): ([low, high], p).
 
-    Seeds are crossed in through `error`, their gaps' standard error with its degrees of freedom:
-    each draw gets a value of Student's distribution, since a few seeds resampled would give too
-    narrow an interval (two thirds of the variance at three). With error 0 it holds for these very
-    training runs.
+    Seeds are crossed in through `error`, the gap's standard error over them: each draw gets a value
+    of Student's distribution, since a few seeds resampled would give too narrow an interval (two
+    thirds of the variance at three). With error 0 it holds for these very training runs.
     """
     draws = np.asarray(gaps, dtype=float)
     if error:
@@ -124,30 +122,6 @@ def document_interval(gaps, error=0.0, degrees=1):
     beyond = 1 + min((draws <= 0).sum(), (draws >= 0).sum())
     return [float(low), float(high)], float(min(1, 2 * beyond / (len(draws) + 1)))
 
-
-# ---- of several tests, of counts ---------------------------------------------------------------
-
-def holm(p_values, count=None):
-    """p-values {name: p} corrected for being several (Holm 1979): {name: corrected p}.
-
-    `count`: how many tests were planned, if some of them could not be made.
-    """
-    count = count or len(p_values)
-    corrected, highest = {}, 0.0
-    for i, (name, p) in enumerate(sorted(p_values.items(), key=lambda item: item[1])):
-        highest = max(highest, min(1.0, (count - i) * p))
-        corrected[name] = highest
-    return corrected
-
-
-def wilson(hits, trials):
-    """95 % interval of a binomial proportion: Wilson's score interval (1927). (low, high)."""
-    test = scipy.stats.binomtest(round(hits), int(trials))
-    low, high = test.proportion_ci(method="wilson")
-    return float(low), float(high)
-
-
-# ---- over prompts crossed with seeds -----------------------------------------------------------
 
 def crossed_interval(values):
     """95 % interval of a mean over seeds and prompts, (S, N) numbers: prompts resampled, seeds as
@@ -173,28 +147,26 @@ def share_interval(shares, enough=5):
     `crossed_interval` within [0, 1].
 
     Where fewer than `enough` prompts have a hit, or a miss, how much prompts differ cannot be seen,
-    and each counts as one trial of Wilson's interval: nothing in 20 prompts is [0, 0.16], however
-    often each was tried.
+    and each counts as one trial of Wilson's interval (1927): nothing in 20 prompts is [0, 0.16],
+    however often each was tried.
     """
-    shares = np.asarray(shares, dtype=float)
-    by_prompt = shares.mean(0)
+    by_prompt = np.asarray(shares, dtype=float).mean(0)
     if min((by_prompt > 0).sum(), (by_prompt < 1).sum()) < enough:
-        return list(wilson(by_prompt.sum(), len(by_prompt)))
+        trials = scipy.stats.binomtest(round(by_prompt.sum()), len(by_prompt))
+        return list(map(float, trials.proportion_ci(method="wilson")))
     low, high = crossed_interval(shares)
     return [max(0.0, low), min(1.0, high)]
 
 
 def sign_flip(differences):
     """Exact two-sided p-value of paired differences (n,), whole numbers, whose signs are coins
-    where nothing is different. With differences of -1, 0 and 1 this is McNemar's exact test: 22 of
-    the one and 13 of the other give 0.18."""
-    differences = np.asarray(differences, dtype=int)
+    where nothing is different; of -1, 0 and 1 this is McNemar's exact test."""
+    sizes, total = np.abs(np.asarray(differences, dtype=int)), abs(int(np.sum(differences)))
     probability = np.ones(1)  # of each sum of the pairs so far, from the lowest on
-    for size in np.abs(differences):
-        up, down = np.pad(probability, (2 * size, 0)), np.pad(probability, (0, 2 * size))
-        probability = (up + down) / 2
-    sums = np.arange(len(probability)) - np.abs(differences).sum()
-    return float(min(1.0, probability[np.abs(sums) >= abs(differences.sum())].sum()))
+    for size in sizes:
+        probability = (np.pad(probability, (2 * size, 0)) + np.pad(probability, (0, 2 * size))) / 2
+    sums = np.arange(len(probability)) - sizes.sum()
+    return float(min(1.0, probability[np.abs(sums) >= total].sum()))
 
 
 # ---- of two curves -----------------------------------------------------------------------------
@@ -202,24 +174,67 @@ def sign_flip(differences):
 def steps_to_match(vals, target):
     """The step at which a validation curve first comes down to `target`, interpolated linearly;
     None if it never does."""
-    before = None
-    for after in vals:
-        if after["val_loss"] <= target:
-            if before is None:
-                return float(after["step"])
-            fall = before["val_loss"] - after["val_loss"]
-            share = (before["val_loss"] - target) / fall
-            return before["step"] + share * (after["step"] - before["step"])
-        before = after
-    return None
+    there = next((i for i, val in enumerate(vals) if val["val_loss"] <= target), None)
+    if not there:
+        return None if there is None else float(vals[0]["step"])
+    before, after = vals[there - 1:there + 1]
+    share = (before["val_loss"] - target) / (before["val_loss"] - after["val_loss"])
+    return before["step"] + share * (after["step"] - before["step"])
 
 
 def speedup(arm, base):
-    """Two runs -> the baseline's steps over the arm's to the same loss: total steps / the step at
-    which the arm reaches the baseline's final loss. Where it never does, the step at which the
-    baseline had reached the arm's final loss / total steps, below 1."""
+    """Two runs -> total steps over the step at which the arm reaches the base's final loss; where
+    it never does, the step at which the base had reached the arm's final loss over total steps."""
     total = base["vals"][-1]["step"]
     reached = steps_to_match(arm["vals"], base["vals"][-1]["val_loss"])
     if reached is not None:
         return total / max(reached, 1)
     return steps_to_match(base["vals"], arm["vals"][-1]["val_loss"]) / total
+
+
+# ---- of two arms -------------------------------------------------------------------------------
+
+def paired(table, arm, base, deviations):
+    """The gap arm - base, paired by seed, with its intervals; None without a common seed. "gap" has
+    Student's own; "pooled" is that with the residual deviations of all arms; "documents" is over
+    documents crossed with seeds. A verdict rests on "interval" and "p": the pooled one, with one
+    seed the wider one of its documents and of one seed of its kind."""
+    ours, theirs = (table[table["arm"] == name] for name in (arm, base))
+    both = ours.merge(theirs, on="seed", suffixes=("", "_base")).sort_values("seed")
+    if both.empty:
+        return None
+    n, gaps = len(both), both["loss"] - both["loss_base"]
+    gap = summary(gaps)
+    pair = {"arm": arm, "base": base, "seeds": both["seed"].tolist(), "gap": gap,
+            "pooled": None, "documents": None, "degrees": None, "interval": None, "p": None,
+            "rests_on": None, "percent": summary(100 * (both["loss"] / both["loss_base"] - 1)),
+            "speedup": summary(map(speedup, both["run"], both["run_base"])),
+            "ppl_ratio": summary(np.exp(gaps))}
+    variance, degrees = gap_variance(deviations, both[["kind", "kind_base"]].iloc[0])
+    error, found = 0.0, []
+    if degrees:
+        error = math.sqrt(variance / n)
+        interval, p = student_interval(gap["mean"], error, degrees)
+        pair |= {"pooled": interval, "degrees": degrees}
+        found.append((interval, p, "seeds"))
+    if both["bootstrap"].notna().all():
+        draws = np.mean((both["bootstrap"] - both["bootstrap_base"]).tolist(), axis=0)
+        interval, p = document_interval(draws, error if n > 1 else 0.0, degrees)
+        pair["documents"] = interval
+        if n == 1:
+            found.append((interval, p, "documents"))
+    if found:
+        interval, p, what = max(found, key=lambda one: one[0][1] - one[0][0])
+        pair |= {"interval": interval, "p": p, "rests_on": what}
+    return pair
+
+
+def verdict(pair, p):
+    """What a gap says at the p-value `p`, a list: "lower" or "higher" at 5 %, "level" where the
+    interval lies within LEVEL; both can hold. Else "not known"."""
+    found = []
+    if p is not None and p < 0.05:
+        found.append("lower" if pair["gap"]["mean"] < 0 else "higher")
+    if pair["interval"] and -LEVEL <= pair["interval"][0] and pair["interval"][1] <= LEVEL:
+        found.append("level")
+    return found or ["not known"]

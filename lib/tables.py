@@ -4,7 +4,6 @@ import os
 import re
 import shlex
 import sys
-from collections import defaultdict
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -43,33 +42,9 @@ def bracket(interval, digits=4):
     return f"[{low:+.{digits}f}, {high:+.{digits}f}]"
 
 
-def rounded(x):
-    """Nested dicts and lists with every float to six significant digits."""
-    if isinstance(x, dict):
-        return {key: rounded(value) for key, value in x.items()}
-    if isinstance(x, (list, tuple)):
-        return [rounded(value) for value in x]
-    return float(f"{x:.6g}") if isinstance(x, float) else x
-
-
-def compact(text):
-    """JSON text with every innermost list and dict on one line, if it fits in 100 columns."""
-    def one_line(found):
-        line = " ".join(found[0].split())
-        return line if len(line) <= 90 else found[0]
-    return re.sub(r"[\[{][^\[\]{}]*[\]}]", one_line, text)
-
-
 def numbers(seeds):
     """Seeds as text."""
     return ", ".join(str(seed) for seed in sorted(seeds)) or "none"
-
-
-def p_value(p):
-    """A p-value as text."""
-    if p is None:
-        return "-"
-    return f"{p:.2g}" if p >= 1e-5 else "< 0.00001"
 
 
 # ---- of a comparison ---------------------------------------------------------------------------
@@ -95,31 +70,33 @@ def arm_table(result):
 
 
 def gap_table(pairs):
-    """Pairs of arms, with every column in which one of them has something."""
+    """Pairs of arms, with every column in which one of them has something; the question where it
+    is not one."""
     rows = []
     for c in pairs:
+        p = c.get("p_holm")
         rows.append({
             "question": c["question"] or "-", "contrast": f"{c['arm']} - {c['base']}",
-            "seeds": numbers(c["seeds"]), "gap (nats)": pm(c["gap"], 4, "+"),
-            "95 % interval": bracket(c["interval"]), "rests on": c["rests_on"] or "-",
-            "own seeds (Student)": bracket(c["gap"]["interval"]),
+            "verdict": ", ".join(c["verdict"]), "gap (nats)": pm(c["gap"], 4, "+"),
+            "95 % interval": bracket(c["interval"]), "seeds": numbers(c["seeds"]),
+            "p (Holm)": "-" if p is None else f"{p:.2g}" if p >= 1e-5 else "< 0.00001",
+            "rests on": c["rests_on"] or "-", "own seeds (Student)": bracket(c["gap"]["interval"]),
             "documents x seeds": bracket(c["documents"]), "gap (%)": pm(c["percent"], 2, "+"),
-            "steps-to-match": pm(c["speedup"], 2) + "x", "p (Holm)": p_value(c.get("p_holm")),
-            "verdict": ", ".join(c["verdict"])})
+            "steps-to-match": pm(c["speedup"], 2) + "x"})
     columns = [name for name in rows[0] if any(row[name] != "-" for row in rows)]
+    if len({row["question"] for row in rows}) == 1:
+        columns.remove("question") if "question" in columns else None
     return markdown_table(columns, [[row[name] for name in columns] for row in rows])
 
 
 def horizon_table(equal):
     """The gap of each contrast of `at_equal_seeds` at each number of steps."""
-    horizons, rows = dict(sorted((c["horizon"], c["steps"]) for c in equal)), {}
+    horizons, rows = dict.fromkeys(sorted({c["steps"] for c in equal}), "-"), {}
     for c in equal:
-        row = rows.setdefault((c["arm"], c["base"], numbers(c["seeds"])),
-                              dict.fromkeys(horizons, "-"))
-        row[c["horizon"]] = f"{c['gap']['mean']:+.4f} {bracket(c['interval'])}"
-    head = ["contrast", "seeds", *(f"{steps:,} steps" for steps in horizons.values())]
-    return markdown_table(head, [[f"{arm} - {base}", seeds, *row.values()]
-                                 for (arm, base, seeds), row in rows.items()])
+        row = rows.setdefault((f"{c['arm']} - {c['base']}", numbers(c["seeds"])), dict(horizons))
+        row[c["steps"]] = f"{c['gap']['mean']:+.4f} {bracket(c['interval'])}"
+    return markdown_table(["contrast", "seeds", *(f"{steps:,} steps" for steps in horizons)],
+                          [[*names, *row.values()] for names, row in rows.items()])
 
 
 # arXiv 2605.29459 (kron) and 2605.09751 (binary, affine), as they state them.
@@ -136,16 +113,19 @@ PUBLISHED = markdown_table(["what", "figure", "value"], [
 # ---- files out ---------------------------------------------------------------------------------
 
 def save_results(out, page, result, figure):
-    """Write OUT.md (a text), OUT.json (a dict) and OUT.png, making the folder if need be; where
-    there is nothing to draw, `figure` None, no picture stays from before."""
+    """Write OUT.md (a text), OUT.json (a dict, six digits) and OUT.png, making the folder if need
+    be; where there is nothing to draw, `figure` None, no picture stays from before."""
     Path(out).parent.mkdir(parents=True, exist_ok=True)
     if figure:
-        write_atomic(f"{out}.png", lambda file: figure.savefig(file, format="png", dpi=110))
+        write_atomic(f"{out}.png", lambda file: figure.savefig(file, format="png", dpi="figure"))
     else:
         Path(f"{out}.png").unlink(missing_ok=True)
     write_atomic(f"{out}.md", lambda file: file.write(page.encode()))
-    text = compact(json.dumps(rounded(result), indent=1)) + "\n"
-    write_atomic(f"{out}.json", lambda file: file.write(text.encode()))
+    rounded = json.loads(json.dumps(result), parse_float=lambda text: float(f"{float(text):.6g}"))
+    text = json.dumps(rounded, indent=1)
+    # what holds no further list or dict stands on one line
+    text = re.sub(r"[\[{][^\[\]{}]*[\]}]", lambda found: " ".join(found[0].split()), text)
+    write_atomic(f"{out}.json", lambda file: file.write(text.encode() + b"\n"))
     print(f"\nwrote {out}.md, {out}.json" + (f", {out}.png" if figure else ""))
 
 
@@ -158,15 +138,11 @@ def stamp(runs):
             "hardware": sorted({header.get("hardware", "unknown") for header in headers})}
 
 
-def made_by(made, runs):
-    """What made a page, in Markdown: its command, the runs' machines and their commands."""
-    form = "- {hardware}; Python {python}, torch {torch}, commit {commit}, code {code_hash}"
-    machines = sorted({form.format_map(defaultdict(lambda: "unknown", run["header"]))
-                       for run in runs})
-    commands = [f"{run['header'].get('date', '')}  {run['header'].get('command', run['name'])}"
-                for run in runs]
-    return (f"Made by `{made['command']}` on {made['date']}, from runs on:\n\n"
-            + "\n".join([*machines, "", "```", *commands, "```"]))
+def made_by(made):
+    """A stamp as the last line of a page."""
+    return (f"Made by `{made['command']}` on {made['date']}, from runs on "
+            f"{'; '.join(made['hardware'])}, commits {', '.join(made['commit'])}; each run's "
+            "command is in its log.jsonl.")
 
 
 def refuse_folder(out):

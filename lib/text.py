@@ -1,11 +1,13 @@
 """Where documents come from: files, the Hub, the docstrings of the installed Python.
 
-A `Source` gives its documents in a fixed order. .txt and .md are cut into documents; .jsonl, .json,
-.csv, .tsv and .parquet have a text in one column of each row. All but parquet may be packed, .gz or
-.zst.
+A `Source` gives its documents in a fixed order, from any position on. .txt and .md are cut into
+documents; .jsonl, .json, .csv, .tsv and .parquet have one in a column of each row. All but parquet
+may be packed, .gz or .zst.
 """
 import ast
+import contextlib
 import csv
+import functools
 import glob
 import gzip
 import hashlib
@@ -14,10 +16,11 @@ import io
 import itertools
 import json
 import os
+import pickle
 import re
 import sys
 import sysconfig
-import time
+import textwrap
 import warnings
 import zlib
 from collections import namedtuple
@@ -31,111 +34,78 @@ from lib.errors import InputError
 
 BATCH = 4_000_000  # characters that are encoded at a time
 PIECE = 10_000     # characters; a text file is cut into documents of at least this
-CHUNK = 1_000_000  # characters of a text file that are read at a time
-ROWS = 500         # in a list, at most
+CHUNK = 1_000_000  # characters of a text file that are read at a time, at most
 SEPARATOR = "<|endoftext|>"
 KNOWN = ".txt, .md, .jsonl, .json, .csv, .tsv, each also .gz or .zst, and .parquet"
 CPUS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
-class Damaged(InputError):
-    """A file that cannot be read as what it should be; from a network it may come whole later."""
-
-
-Batch = namedtuple("Batch", "documents skipped done position")
-
-
-class Source:
-    """Documents in a fixed order. `share`: its part of the tokens. `identity`: JSON; another
-    identity is another text. `start()` gives its first position. `rows(position)` gives (texts,
-    share of the source that is read, position), where a position is JSON and reading from it gives
-    what follows these texts; None stands for a row without text."""
-
-    def __init__(self, name, identity, start, rows, share=1.0):
-        self.name, self.identity, self.share = name, identity, share
-        self.start, self.rows = start, rows
+class Source(namedtuple("Source", "name identity start rows share", defaults=[1.0])):
+    """Documents in a fixed order. `identity`: JSON; another identity is another text. `start()`
+    gives the first position, which is JSON. `rows(position)` gives (text or None, share of the
+    source that is read, position after it) from there on. `share`: its part of the tokens."""
 
     def read(self, position):
-        """Batches of about BATCH characters from a position on. Empty documents are left out; a
-        lone surrogate, which no encoding of Unicode has, becomes '?'."""
+        """Batches of about BATCH characters from a position on: (documents that are not empty, how
+        many rows between them have no text, share of the source that is read, position after
+        them). A lone surrogate, which no encoding of Unicode has, becomes '?'."""
         documents, skipped, characters = [], 0, 0
-        for texts, done, position in self.rows(position):
-            skipped += texts.count(None)
-            for text in texts:
-                if text and text.strip():
-                    documents.append(text.encode(errors="replace").decode())
-                    characters += len(text)
+        for text, done, position in self.rows(position):
+            if text is None:
+                skipped += 1
+            elif text.strip():
+                documents.append(text.encode(errors="replace").decode())
+                characters += len(text)
             if characters >= BATCH:
-                yield Batch(documents, skipped, done, position)
+                yield documents, skipped, done, position
                 documents, skipped, characters = [], 0, 0
         if documents or skipped:
-            yield Batch(documents, skipped, 1.0, position)
+            yield documents, skipped, 1.0, position
 
 
-# ---- documents ---------------------------------------------------------------------------------
+# ---- documents of a text file ------------------------------------------------------------------
 
-BLANK_LINE = re.compile(r"\n[^\S\n]*\n")
-# where a text without blank lines is cut: at a line, a sentence, a word
-OTHER_ENDS = [re.compile(end) for end in
-              (r"\n", r"[.!?]['\")\]”’]*\s|[।॥。！？]\s*", r"\s")]
+# where text without blank lines is cut: at a line, a sentence, a word
+ENDS = [re.compile(end) for end in (r"\n", r"[.!?]['\")\]”’]*\s|[।॥。！？]\s*", r"\s")]
 
 
 def cut(text, size):
-    """A text -> its pieces, which joined are the text. A piece has at least `size` characters and
-    ends at a blank line; where none comes within four times the size, at a line, the end of a
-    sentence, a space, or there."""
+    """Text without blank lines -> its pieces, which joined are the text. All but the last have at
+    least `size` characters and end at a line; where none comes within four times the size, at the
+    end of a sentence, a space, or there."""
     pieces, at = [], 0
-    while len(text) - at > size:
-        limit = at + 4 * size
-        found = BLANK_LINE.search(text, at + size - 1, limit)
-        if not found and len(text) <= limit:
-            break
-        for end in OTHER_ENDS:
-            found = found or end.search(text, at + size - 1, limit)
-        stop = found.end() if found else limit
+    while len(text) - at > 4 * size:
+        found = None
+        for end in ENDS:
+            found = found or end.search(text, at + size - 1, at + 4 * size)
+        stop = found.end() if found else at + 4 * size
         pieces.append(text[at:stop])
         at = stop
     return [*pieces, text[at:]]
 
 
-def separator_lines(separator):
-    """A regular expression for lines that are the separator."""
-    return re.compile(rf"^[^\S\n]*{re.escape(separator)}[^\S\n]*(?:\n|\Z)", re.MULTILINE)
-
-
-def plain_text(chunks, separator):
-    """The text of a file in chunks -> documents. They end at lines that are the separator; a file
-    without one in its first chunk is cut into pieces of about PIECE characters."""
-    line, rest, separated = separator_lines(separator), "", None
-    for chunk in chunks:
-        rest += chunk
-        known, newline, unknown = rest.rpartition("\n")  # a separator may be cut in two
-        *found, rest = line.split(known + newline)
-        rest += unknown
-        if separated is None:
-            separated = bool(found)
-        if not separated:
-            found = [piece for document in found for piece in cut(document, PIECE)]
-            *pieces, rest = cut(rest, PIECE)
-            found += pieces
-        for text in found:
-            yield text.strip("\n")
-    for text in line.split(rest):
-        for piece in [text] if separated else cut(text, PIECE):
-            yield piece.strip("\n")
-
-
-def split_rows(texts, separator):
-    """The texts of rows -> documents, without byte order marks, every line end a newline. A row
-    without text stays None."""
-    line, documents = separator_lines(separator), []
-    for text in texts:
-        if text is None:
-            documents.append(None)
-            continue
-        text = text.removeprefix("\ufeff").replace("\r\n", "\n")
-        documents += line.split(text) if separator in text else [text]
-    return documents
+def plain_text(file):
+    """An open text file -> its documents. They end at lines that are SEPARATOR; in a file that has
+    none in its first CHUNK, at the first blank line after PIECE characters."""
+    head = file.read(CHUNK) + file.readline()
+    separated = any(line.strip() == SEPARATOR for line in io.StringIO(head))
+    lines = itertools.chain(io.StringIO(head), iter(lambda: file.readline(CHUNK), ""))
+    document, size = [], 0
+    for line in lines:
+        ends = line.strip() == SEPARATOR
+        if not ends:
+            document.append(line)
+            ends = not separated and size >= PIECE and not line.strip()
+            size += len(line)
+        if ends:
+            yield "".join(document).strip("\n")
+            document, size = [], 0
+        elif size > 4 * PIECE and not separated:
+            *pieces, rest = cut("".join(document), PIECE)
+            for piece in pieces:
+                yield piece.strip("\n")
+            document, size = [rest], len(rest)
+    yield "".join(document).strip("\n")
 
 
 # ---- one file ----------------------------------------------------------------------------------
@@ -144,281 +114,225 @@ def kind_of(name):
     """A file's name -> (kind, packing), as ("jsonl", "gz"), or None if the kind is unknown."""
     found = re.search(r"\.(?:(parquet)|(txt|md|jsonl|json|csv|tsv)(?:\.(gz|zst))?)$", str(name),
                       re.IGNORECASE)
-    if not found:
-        return None
-    return (found[1] or found[2]).lower(), (found[3] or "").lower()
+    return found and ((found[1] or found[2]).lower(), (found[3] or "").lower())
 
 
-def json_lines(lines, where):
-    """Lines of JSON -> their values."""
+def json_lines(lines):
+    """Lines of JSON -> their values. ValueError for a line that is none."""
     for number, line in enumerate(lines, 1):
         if line.strip():
             try:
                 yield json.loads(line)
             except (ValueError, RecursionError) as error:
-                raise Damaged(f"{where}, line {number}: not JSON ({error})") from None
+                raise ValueError(f"line {number}: {error}") from None
 
 
-def json_rows(text, column, where):
-    """A .json file -> its rows: lines of JSON; or one value, read whole: an array of rows, an
-    object with the column, or one whose values are rows or an array of rows."""
-    first = text.readline()
+def json_rows(file):
+    """A .json file -> its rows: lines of JSON, or one value, an array of rows or a row."""
+    first = file.readline()
     try:
         value = json.loads(first)
-        if isinstance(value, dict) and (second := text.readline()):
-            return json_lines(itertools.chain([first, second], text), where)
-    except (ValueError, RecursionError):
-        try:
-            value = json.loads(first + text.read())
-        except (ValueError, RecursionError) as error:
-            raise Damaged(f"{where}: neither JSON nor lines of it ({error})") from None
-    if isinstance(value, dict) and column not in value:
-        rows = list(value.values())
-        lists = [row for row in rows if isinstance(row, list)]
-        if len(lists) == 1:  # {"version": 1, "data": [...]}
-            return lists[0]
-        if rows and all(isinstance(row, dict) for row in rows):  # {"id1": {...}, "id2": {...}}
-            return rows
-    return value if isinstance(value, list) else [value]
+    except ValueError:  # a value of several lines
+        value = json.loads(first + file.read())
+        return value if isinstance(value, list) else [value]
+    return value if isinstance(value, list) else json_lines(itertools.chain([first], file))
 
 
-def table_rows(text, delimiter, where):
-    """Lines of a table whose first line names the columns -> dicts."""
-    csv.field_size_limit(2**31 - 1)
-    rows = csv.DictReader(text, delimiter=delimiter)
-    try:
-        yield from rows
-    except csv.Error as error:
-        raise Damaged(f"{where}, line {rows.line_num}: {error}") from None
-
-
-def column_of(rows, column, where):
-    """Rows, objects or strings, -> the text in their column; None where there is none. InputError
-    if the first ROWS rows that are not null, or all, have none."""
-    some, wrong = False, 0
-    for row in rows:
-        text = row.get(column) if isinstance(row, dict) else row
-        some = some or isinstance(text, str)
-        if not some and not (text is None and (row is None or column in row)):
-            wrong, last = wrong + 1, row
-            if wrong == ROWS:
-                break
-        yield text if isinstance(text, str) else None
-    if some or not wrong:
-        return
-    if isinstance(last, dict) and column in last:
-        kind = type(last[column]).__name__
-        raise InputError(f"{where}: column '{column}' is not text but {kind}")
-    has = ", ".join(map(str, last)) if isinstance(last, dict) else type(last).__name__
-    has = f"{has[:200]} ..." if len(has) > 200 else has
-    raise InputError(f"{where}: no text in column '{column}' (it has: {has}); choose with --column")
-
-
-def parquet(raw, row, column, where):
-    """An open parquet file from a row on -> (list of at most ROWS texts, share of it read); row
+def parquet_rows(raw, start, column):
+    """An open parquet file -> ({column: value}, share of the file read) from row `start` on. Row
     groups before it are not read."""
     import pyarrow.parquet  # a dependency of datasets
-    try:
-        with pyarrow.parquet.ParquetFile(raw) as file:
-            names = file.schema_arrow.names
-            if names.count(column) != 1:
-                what = "two columns" if column in names else "no column"
-                raise InputError(f"{where}: {what} '{column}' (it has: {', '.join(names)}); "
-                                 "choose with --column")
-            kind = file.schema_arrow.field(column).type
-            kind = kind.value_type if pyarrow.types.is_dictionary(kind) else kind
-            if str(kind) not in ("string", "large_string", "string_view"):
-                raise InputError(f"{where}: column '{column}' is not text but {kind}")
-            sizes = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
-            ends = np.cumsum([0, *sizes])
-            group = int(np.searchsorted(ends[1:], row, "right"))  # the one that holds the row
-            skip = row - int(ends[group])
-            groups = range(group, len(sizes))
-            for batch in file.iter_batches(ROWS, groups, [column], use_threads=False):
-                texts = batch[column].to_pylist()[skip:]
-                skip = max(0, skip - len(batch))
-                if texts:
-                    row += len(texts)
-                    yield texts, row / file.metadata.num_rows
-    except (pyarrow.ArrowException, UnicodeDecodeError) as error:
-        raise Damaged(f"{where}: not a parquet file of UTF-8 text, or damaged ({error})") from None
+    file = pyarrow.parquet.ParquetFile(raw)
+    columns = [column] if column in file.schema_arrow.names else None
+    sizes = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
+    ends = np.cumsum([0, *sizes])
+    group = int(np.searchsorted(ends[1:], start, "right"))  # the one that holds the row
+    number = int(ends[group])
+    for batch in file.iter_batches(500, range(group, len(sizes)), columns, use_threads=False):
+        for row in batch.to_pylist():
+            number += 1
+            if number > start:
+                yield row, number / file.metadata.num_rows
 
 
-def lists(texts, row):
-    """Texts, of which `row` are passed over -> lists of at most ROWS, and of few characters more
-    than BATCH."""
-    some, size = [], 0
-    for text in itertools.islice(texts, row, None):
-        some.append(text)
-        size += len(text or "")
-        if len(some) == ROWS or size >= BATCH:
-            yield some
-            some, size = [], 0
-    if some:
-        yield some
-
-
-def read_texts(raw, name, row, column, separator):
-    """An open file of any known kind, from its row `row` on -> (list of at most ROWS texts, share
-    of the file read). A row without text is None. InputError if it cannot be read so."""
+def file_rows(raw, name, start, column):
+    """An open file -> (row, share of the file read) from row `start` on; a row is a dict, or the
+    text itself."""
     kind, packing = kind_of(name)
     if kind == "parquet":
-        yield from parquet(raw, row, column, name)
+        yield from parquet_rows(raw, start, column)
         return
     size = max(1, raw.seek(0, os.SEEK_END))
     raw.seek(0)
+    unpacked = raw
+    if packing == "gz":
+        unpacked = gzip.open(raw)
+    elif packing == "zst":
+        import pyarrow
+        unpacked = pyarrow.CompressedInputStream(raw, "zstd")
+    file = io.TextIOWrapper(unpacked, "utf-8-sig")  # reads \r\n and \r as \n
+    if kind in ("txt", "md"):
+        rows = plain_text(file)
+    elif kind == "jsonl":
+        rows = json_lines(file)
+    elif kind == "json":
+        rows = json_rows(file)
+    else:
+        csv.field_size_limit(2**31 - 1)
+        rows = csv.DictReader(file, delimiter="\t" if kind == "tsv" else ",")
+    for row in itertools.islice(rows, start, None):
+        yield row, raw.tell() / size
+
+
+def read_file(raw, name, start, column):
+    """An open file -> (text, share of the file read) from row `start` on; text is None for a row
+    without one. InputError if the file cannot be read, or if its first row that is not null has no
+    text in the column."""
+    if not kind_of(name):
+        raise InputError(f"{name}: unknown kind of file ({KNOWN} are known)")
+    known = start > 0  # whether rows have text
     try:
-        unpacked = raw
-        if packing == "gz":
-            unpacked = gzip.open(raw)
-        elif packing == "zst":
-            import pyarrow
-            unpacked = pyarrow.CompressedInputStream(raw, "zstd")
-        text = io.TextIOWrapper(unpacked, "utf-8-sig")  # reads \r\n and \r as \n
-        if kind in ("txt", "md"):
-            texts = plain_text(iter(lambda: text.read(CHUNK), ""), separator)
-        else:
-            if kind == "jsonl":
-                rows = json_lines(text, name)
-            elif kind == "json":
-                rows = json_rows(text, column, name)
-            else:
-                rows = table_rows(text, "\t" if kind == "tsv" else ",", name)
-            texts = column_of(rows, column, name)
-        for some in lists(texts, row):
-            yield some, raw.tell() / size
+        for row, done in file_rows(raw, name, start, column):
+            value = row.get(column) if isinstance(row, dict) else row
+            if isinstance(value, str):
+                known = True
+                yield value.removeprefix("\ufeff").replace("\r\n", "\n"), done
+                continue
+            absent = isinstance(row, dict) and column not in row
+            if not known and (absent or value is not None):
+                has = f"is {type(value).__name__}"
+                if absent:
+                    has = "is not among " + textwrap.shorten(", ".join(map(str, row)), 200)
+                raise InputError(f"{name}: no text in column '{column}', which {has}; choose with "
+                                 "--column")
+            yield None, done
     except UnicodeDecodeError as error:
-        raise Damaged(f"{name}: not UTF-8 ({error})") from None
-    except (EOFError, zlib.error, OSError) as error:
-        if "too much memory" in str(error):
-            raise InputError(f"{name}: its zstd window is larger than 128 MiB (zstd --long=28 and "
-                             "more); pack it again without --long") from None
-        if not packing:
+        raise InputError(f"{name}: not UTF-8 ({error})") from None
+    except (ValueError, RecursionError, EOFError, zlib.error, csv.Error, OSError) as error:
+        kind, packing = kind_of(name)
+        if isinstance(error, OSError) and not packing:
             raise
-        raise Damaged(f"{name}: damaged {packing} ({error})") from None
+        if "too much memory" in str(error):
+            error = "its window is over 128 MiB; pack it again without --long"
+        raise InputError(f"{name}: damaged, or not {packing or kind} ({error})") from None
 
 
-def read_files(paths, names, open_file, position, column, separator):
-    """Files one after the other, from a position {"file": i, "row": n} on, as `Source.rows`.
-    `names` are for messages, `open_file(path)` opens one."""
+def read_files(paths, open_file, position, column):
+    """Files one after the other from a position {"file": i, "row": n} on, as `Source.rows`."""
     for i in range(position["file"], len(paths)):
         row = position["row"] if i == position["file"] else 0
-        with open_file(paths[i]) as raw:
-            for texts, done in read_texts(raw, names[i], row, column, separator):
-                row += len(texts)
-                done = (i + done) / len(paths)
-                yield split_rows(texts, separator), done, position | {"file": i, "row": row}
+        name = re.sub("^hf://datasets/.*?@[^/]*/", "", str(paths[i]))
+        with open_file(paths[i], "rb") as raw:
+            for text, done in read_file(raw, name, row, column):
+                row += 1
+                yield text, (i + done) / len(paths), position | {"file": i, "row": row}
 
 
 # ---- files -------------------------------------------------------------------------------------
 
 def files_below(folder):
     """The files of known kinds below a folder, sorted, without hidden ones; links are followed,
-    each folder is read once. InputError for a link that leads nowhere."""
+    each folder is read once."""
     found, seen = [], set()
     for here, folders, names in os.walk(folder, followlinks=True):
         real = os.path.realpath(here)
-        folders[:] = [] if real in seen else [f for f in sorted(folders) if not f.startswith(".")]
-        names = [] if real in seen else names
+        if real in seen:
+            folders.clear()
+            continue
         seen.add(real)
-        found += [Path(here, name) for name in names if not name.startswith(".") and kind_of(name)]
-    for path in found:
-        if not path.exists():
-            raise InputError(f"{path} is a link to nothing (its content may have to be fetched)")
-    return sorted(path for path in found if path.is_file())
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        names = [name for name in names if not name.startswith(".") and kind_of(name)]
+        found += [Path(here, name) for name in names]
+    return sorted(found)
 
 
-def expand(paths):
-    """Files, folders and patterns -> files, each checked to be there and of a known kind."""
+def expand(patterns):
+    """Files, folders and patterns -> files. InputError for what is not there."""
     found = []
-    for path in paths:
-        if path.is_dir():
-            below = files_below(path)
-            if not below:
-                raise InputError(f"{path}: no file of a known kind in this folder ({KNOWN})")
-            found += below
-        elif not path.exists() and re.search(r"[*?[]", str(path)):  # a shell that leaves them
-            matches = sorted(glob.glob(str(path), recursive=True))
-            if not matches:
-                raise InputError(f"{path}: no such files")
-            found += expand(map(Path, matches))
-        elif not kind_of(path.name):
-            raise InputError(f"{path}: unknown kind of file ({KNOWN} are known)")
-        elif not path.is_file():
-            raise InputError(f"{path}: no such file")
-        else:
-            found.append(path)
+    for pattern in patterns:
+        paths = [pattern] if pattern.exists() else sorted(glob.glob(str(pattern), recursive=True))
+        before = len(found)
+        for path in map(Path, paths):
+            found += files_below(path) if path.is_dir() else [path]
+        if len(found) == before:
+            raise InputError(f"{pattern}: no such file, or none of a known kind in it ({KNOWN})")
+    for path in found:
+        if not path.is_file():
+            raise InputError(f"{path} is a link to nothing (its content may have to be fetched)")
     return found
 
 
-def files(paths, column, separator=SEPARATOR):
-    """Text files -> Source; the first rows of each are read before anything is made."""
-    names = list(map(str, paths))
-
-    def rows(position):
-        return read_files(paths, names, lambda path: open(path, "rb"), position, column, separator)
-
-    for path, name in zip(paths, names):
+def files(paths, column):
+    """Text files -> Source; a text is read from each before anything is made."""
+    for path in paths:
         with open(path, "rb") as raw:
-            next(read_texts(raw, name, 0, column, separator), None)
+            next((text for text, _ in read_file(raw, str(path), 0, column) if text), None)
     identity = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
-    return Source("text", identity, lambda: {"file": 0, "row": 0}, rows)
+    return Source("text", identity, lambda: {"file": 0, "row": 0},
+                  lambda position: read_files(paths, open, position, column))
+
+
+# ---- nanoGPT's bins ----------------------------------------------------------------------------
+
+class PlainUnpickler(pickle.Unpickler):
+    """Reads dicts, lists, strings and numbers; whatever would run code is an error."""
+
+    def find_class(self, module, name):
+        raise pickle.UnpicklingError(f"it would run {module}.{name}")
+
+
+def nanogpt_characters(path):
+    """nanoGPT's meta.pkl -> its characters in id order, a str. Nothing in it is run. InputError if
+    it is not a table of single characters."""
+    try:
+        table = PlainUnpickler(io.BytesIO(path.read_bytes())).load()["itos"]
+        characters = [table[i] for i in range(len(table))]
+        if set(map(len, characters)) != {1} or len(set(characters)) < len(characters):
+            raise ValueError("its itos is not a table of different single characters")
+        return "".join(characters)
+    except Exception as error:  # unpickling bytes raises whatever they lead to
+        raise InputError(f"{path}: not nanoGPT's table of characters "
+                         f"({type(error).__name__}: {error})") from None
+
+
+def nanogpt_ids(path, dtype):
+    """A file of raw ids -> memory map; dtype None is nanoGPT's uint16. InputError where the file
+    has a header, is of another type or empty."""
+    raw = np.fromfile(path, np.uint8, 2**20)
+    ids, says = raw[:len(raw) // 8 * 8].view(np.uint16), ""
+    if len(raw) == 0 or path.stat().st_size % np.dtype(dtype or "uint16").itemsize:
+        says = f"{path.stat().st_size:,} bytes are not ids of {dtype or 'uint16'}"
+    elif raw.tobytes().startswith(b"\x93NUMPY"):
+        says = "a .npy file, not raw ids; write them with array.tofile(path)"
+    elif raw.tobytes().startswith((20240520).to_bytes(4, "little")):
+        says = "llm.c's header of 1,024 bytes stands before the ids; write it without"
+    elif not dtype and ids[::2].any() and not ids[1::2].any():
+        wide = "uint32" if ids[2::4].any() else "int64"
+        says = f"every second number is 0: --dtype={wide}, or --dtype=uint16 if that is right"
+    if says:
+        raise InputError(f"{path}: {says}")
+    return np.memmap(path, dtype or "uint16", mode="r")
 
 
 # ---- the Hub -----------------------------------------------------------------------------------
 
 HUB = {"fineweb-edu": ("HuggingFaceFW/fineweb-edu", "sample-10BT"),
        "cosmopedia": ("HuggingFaceTB/cosmopedia", "web_samples_v2")}
-WAITS = 2, 5, 15, 45, 135  # seconds before a stream is opened again, after the client's own tries
-PROGRAM = "Dataset scripts are no longer supported"  # what `datasets` says of a dataset that is one
 
 
-def permanent(error):
-    """Whether trying again cannot help: what was asked for is wrong, or the Hub says so."""
-    import datasets
-    import pyarrow
-    from huggingface_hub.errors import OfflineModeIsEnabled
-    damaged = Damaged, pyarrow.ArrowInvalid, json.JSONDecodeError, UnicodeDecodeError
-    wrong = (InputError, OfflineModeIsEnabled, ValueError,
-             datasets.exceptions.FileNotFoundDatasetsError)
-    while error:
-        if isinstance(error, damaged):  # garbage came, or half of it
-            return False
-        answer = getattr(getattr(error, "response", None), "status_code", 0)
-        refused = 400 <= answer < 500 and answer not in (408, 429)
-        if refused or PROGRAM in str(error) or isinstance(error, wrong):
-            return True
-        error = error.__cause__
-    return False
+@contextlib.contextmanager
+def one_line(repo):
+    """Whatever the Hub's clients raise, which have tried again by then, becomes an OSError of one
+    line."""
+    try:
+        yield
+    except Exception as error:  # their own, httpx's, pyarrow's, ours ...
+        says = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
+        endpoint = os.environ.get("HF_ENDPOINT", "the Hub")
+        raise OSError(f"cannot stream {repo} from {endpoint} ({says})") from error
 
 
-def tried_again(repo, rows, position):
-    """`rows(position)`, opened anew at the last position when it fails, after each of WAITS; then
-    OSError. The client itself has tried a failing request for half a minute by then."""
-    waits = iter(WAITS)
-    while True:
-        try:
-            for texts, done, position in rows(position):
-                yield texts, done, position
-                waits = iter(WAITS)
-            return
-        except Exception as error:  # the client raises its own, httpx's, pyarrow's, OSError ...
-            wait = None if permanent(error) else next(waits, None)
-            says = f"{type(error).__name__}: {' '.join(str(error).split())}"
-            if isinstance(error, InputError):
-                says = str(error)
-            endpoint = os.environ.get("HF_ENDPOINT", "the Hub")
-            says = f"cannot stream {repo} from {endpoint} ({says})"
-            if PROGRAM in says:
-                says += "; --revision=refs/convert/parquet may have it as parquet"
-            if wait is None:
-                raise OSError(says) from error
-            tqdm.write(f"{says}; trying again in {wait} s", file=sys.stderr)
-            time.sleep(wait)
-
-
-def stream(name, repo, config=None, split="train", column="text", revision=None, share=1.0,
-           separator=SEPARATOR):
+def stream(name, repo, config=None, split="train", column="text", revision=None, share=1.0):
     """A dataset of the Hub, streamed -> Source. A position is the dataset's revision, the file and
     the row.
 
@@ -426,34 +340,25 @@ def stream(name, repo, config=None, split="train", column="text", revision=None,
     own iterator lets arrow read far ahead, and to go on within a file it fetches that file again
     from its start (as is done here for files other than parquet, which have no index).
     """
-    def first_position(_):
-        import datasets
+    @functools.cache
+    def start():
         from huggingface_hub import HfApi
-        endpoint = datasets.config.HF_ENDPOINT
-        if not re.match("https?://", endpoint):
-            raise InputError(f"HF_ENDPOINT={endpoint} does not begin with https:// or http://")
-        sha = HfApi().dataset_info(repo, revision=revision).sha
-        yield [], 0.0, {"revision": sha, "file": 0, "row": 0}
+        with one_line(repo):
+            sha = HfApi().dataset_info(repo, revision=revision).sha
+        return {"revision": sha, "file": 0, "row": 0}
 
     def rows(position):
         import datasets
         from huggingface_hub import HfFileSystem
-        builder = datasets.load_dataset_builder(repo, config, revision=position["revision"])
-        paths = builder.config.data_files
-        if split not in paths:
-            raise InputError(f"{repo} has no split '{split}' (it has: {', '.join(paths)}); "
-                             "choose with --split")
-        paths = paths[split]
-        unknown = [path for path in paths if not kind_of(path)]
-        if unknown:
-            raise InputError(f"{unknown[0]}: unknown kind of file ({KNOWN} are known); a copy in "
-                             "parquet may be at --revision=refs/convert/parquet")
-        names = [re.sub("^hf://datasets/.*?@[^/]*/", "", path) for path in paths]
-        yield from read_files(paths, names, HfFileSystem().open, position, column, separator)
+        with one_line(repo):
+            builder = datasets.load_dataset_builder(repo, config, revision=position["revision"])
+            paths = builder.config.data_files
+            if split not in paths:
+                raise InputError(f"no split '{split}' (it has: {', '.join(paths)}); choose with "
+                                 "--split")
+            yield from read_files(paths[split], HfFileSystem().open, position, column)
 
-    return Source(name, [repo, config, split, column, revision],
-                  lambda: next(tried_again(repo, first_position, None))[2],
-                  lambda position: tried_again(repo, rows, position), share)
+    return Source(name, [repo, config, split, column, revision], start, rows, share)
 
 
 # ---- docstrings --------------------------------------------------------------------------------
@@ -471,21 +376,17 @@ def file_docstrings(path):
     """The docstrings of one Python file, top to bottom; none from a file that does not parse."""
     try:
         with warnings.catch_warnings(action="ignore"):
-            tree = ast.parse(Path(path).read_bytes())
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return []
-    except OSError:  # a folder or a dangling link of that name
+            nodes = [ast.parse(path.read_bytes())]
+    except (SyntaxError, ValueError, RecursionError, MemoryError, OSError):
         return []
     # as ast.walk, but without the expressions, which are most of a tree
     statements = ast.stmt, ast.excepthandler, ast.match_case
-    nodes = [tree]
     for node in nodes:
         nodes += [n for n in ast.iter_child_nodes(node) if isinstance(n, statements)]
     documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
     found = [node for node in nodes if isinstance(node, documented)]
     found.sort(key=lambda node: getattr(node, "lineno", 0))  # a module has no line
-    texts = [ast.get_docstring(node) for node in found]
-    return [text for text in texts if text]
+    return [text for text in map(ast.get_docstring, found) if text]
 
 
 def python_files(folder, names):
@@ -493,8 +394,7 @@ def python_files(folder, names):
     does not depend on where the folder is."""
     found = {}
     for name in names:
-        inside = (folder / name).rglob("*.py")
-        for path in [folder / f"{name}.py", *inside]:
+        for path in [folder / f"{name}.py", *(folder / name).rglob("*.py")]:
             parts = path.relative_to(folder).parts
             if APART.isdisjoint(parts):
                 found["/".join(parts)] = path
@@ -503,27 +403,21 @@ def python_files(folder, names):
 
 def docstrings():
     """The docstrings of the standard library and of PACKAGES -> Source: real technical English, on
-    every machine already, and the same wherever Python and requirements.txt are. One line names
-    the packages that are not there."""
+    every machine already, and the same wherever Python and requirements.txt are. InputError if a
+    package is missing."""
     paths = python_files(Path(sysconfig.get_path("stdlib")), sys.stdlib_module_names)
-    missing = []
     for name in PACKAGES:
         spec = importlib.util.find_spec(name)
-        if spec and spec.origin:
-            paths += python_files(Path(spec.origin).parent.parent, [name])
-        else:
-            missing.append(name)
-    if missing:
-        print(f"docstrings: without {', '.join(missing)}, which requirements.txt has; "
-              "the data will not be that of a whole installation")
+        if not spec:
+            raise InputError(f"docstrings needs {name}, as in requirements.txt")
+        paths += python_files(Path(spec.origin).parent.parent, [name])
     with ProcessPoolExecutor(CPUS) as pool:
         found = pool.map(file_docstrings, paths, chunksize=64)
         found = tqdm(found, "reading docstrings", len(paths), unit="file")
         texts = list(dict.fromkeys(itertools.chain.from_iterable(found)))  # each once, in order
     identity = hashlib.sha256("\0".join(texts).encode(errors="replace")).hexdigest()
 
-    def rows(row):
-        for some in lists(texts, row):
-            row += len(some)
-            yield some, row / len(texts), row
+    def rows(position):
+        for row in range(position, len(texts)):
+            yield texts[row], (row + 1) / len(texts), row + 1
     return Source("docstrings", identity, lambda: 0, rows)

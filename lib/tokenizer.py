@@ -8,15 +8,14 @@
 A tokenizer is its vocabulary: `tok.state` is a JSON-able dict that goes into meta.json and into
 every checkpoint, `from_state(tok.state)` is the same tokenizer again. Splitting and merging are
 tiktoken's or Hugging Face's, training is rustbpe's. What all of them have: `name`, `vocab_size`,
-`eot` (the id that separates documents), `spelled` (the bytes of every id), `encode`,
-`encode_batch`, `decode`, `decode_bytes`, `state`.
+`eot` (the id that separates documents), `spelled` (the bytes of every id), `encode`, `decode`,
+`decode_bytes`, `state`; but for characters also `encode_batch`.
 """
 import base64
 import functools
 import json
 import os
 import re
-import tempfile
 import unicodedata
 import zlib
 from collections import Counter
@@ -31,18 +30,15 @@ from lib.unicode_tokenizer import (END_OF_TEXT, UnicodeTokenizer, pool, portions
 
 # Rules for cutting text into pieces before merging, in the possessive form that tiktoken runs (same
 # pieces, faster). A letter \p{L} does not include the vowel signs of Indic scripts or other
-# combining marks, \p{M}: gpt2 and gpt4 cut words at them, indic does not, nor at the joiners that
-# shape conjuncts.
+# combining marks, \p{M}: gpt2 cuts words at them, indic does not, nor at the joiners that shape
+# conjuncts.
 PATTERNS = {
     "gpt2": r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s",
-    "gpt4": r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+"
-            r"| ?[^\s\p{L}\p{N}]++[\r\n]*+|\s++$|\s*[\r\n]|\s+(?!\S)|\s",
     "indic": r"'(?:[sdmt]|ll|ve|re)| ?\p{L}[\p{L}\p{M}\x{200c}\x{200d}]*+| ?\p{N}++"
              r"| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s",
 }
-LONG = 100_000  # characters; gaps this long are cut by hand (gpt4 would not, before a last newline)
-LONG_GAP = re.compile(r"(?=[\t-\r \x85\u00a0\u2000-\u200a]\S)"  # before its last space
-                      r"(?<=[\t-\r \x85\u00a0\u2000-\u200a]{100000})")
+LONG = 100_000  # characters; a gap this long is cut before its last space, as the patterns do
+LONG_GAP = re.compile(rf"(?=[\t-\r ]\S)(?<=[\t-\r ]{{{LONG}}})")
 
 
 class Vocabulary:
@@ -123,10 +119,6 @@ class CharTokenizer(Vocabulary):
             raise InputError(f"the character {error} is not one of the {len(self.ids)} that this "
                              f"vocabulary has: {self.characters[:100]!r}") from None
 
-    def encode_batch(self, texts, threads):
-        """List of str -> list of lists of ids."""
-        return [self.encode(text) for text in texts]
-
     @property
     def state(self):
         """The tokenizer as a JSON-able dict: its name and its characters."""
@@ -145,8 +137,7 @@ class HuggingFaceTokenizer(Vocabulary):
     fallback and added tokens.
 
     Text never encodes to the end-of-text id nor to another special token. What its normalizer
-    changes (NFKC, lower case) stays changed. `unknown`: the id of what it has no token for, or
-    None.
+    changes (NFKC, lower case) stays changed.
     """
 
     def __init__(self, name, text):
@@ -166,13 +157,8 @@ class HuggingFaceTokenizer(Vocabulary):
             else:
                 data["model"]["dropout"] = None  # the same text gives the same ids
             self.encoding = Encoding.from_str(json.dumps(data))
-            unknown = data["model"].get("unk_token")
-            self.unknown = data["model"].get("unk_id") if unknown is None else (
-                self.encoding.token_to_id(unknown))
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        except Exception as error:  # the library raises this class itself
             raise ValueError(f"not a tokenizer.json that can be used here ({error})") from None
-        except Exception as error:  # the library raises this class itself, and no other
-            raise ValueError(f"not a tokenizer.json ({error})") from None
         self.encoding.encode_special_tokens = True  # a text that spells one is text
         self.name, self.text = name, text
         ends = {content.lower(): id for content, id in reversed(special.items())}
@@ -192,11 +178,8 @@ class HuggingFaceTokenizer(Vocabulary):
         unless RAYON_NUM_THREADS says otherwise)."""
         found = []
         for part in portions(texts, 1_000_000):  # the library's own records take far more than ids
-            try:
-                encoded = self.encoding.encode_batch_fast(part, add_special_tokens=False)
-            except TypeError:  # lone surrogates
-                part = [text.encode(errors="replace").decode() for text in part]
-                encoded = self.encoding.encode_batch_fast(part, add_special_tokens=False)
+            part = [text.encode(errors="replace").decode() for text in part]  # no lone surrogates
+            encoded = self.encoding.encode_batch_fast(part, add_special_tokens=False)
             found += [encoding.ids for encoding in encoded]
         return [[i for i in ids if i != self.eot] if self.eot in ids else ids for ids in found]
 
@@ -261,23 +244,20 @@ def hugging_face(spec):
     path = Path(spec)
     if path.is_dir():
         path = path / "tokenizer.json"
-        if not path.is_file():
-            raise InputError(f"--tokenizer={spec}: no tokenizer.json in this folder (where it has "
-                             "vocab.json and merges.txt, AutoTokenizer.from_pretrained(FOLDER)"
-                             ".save_pretrained(FOLDER) writes one)")
     elif not spec.lower().endswith(".json"):
         from huggingface_hub import hf_hub_download
         from huggingface_hub.errors import EntryNotFoundError, HFValidationError
         try:
             path = Path(hf_hub_download(spec, "tokenizer.json"))
         except (EntryNotFoundError, HFValidationError, OSError) as error:
-            says = " ".join(str(error).split())
             raise OSError(f"--tokenizer={spec}: no such folder, and no tokenizer.json of the Hub "
-                          f"({type(error).__name__}: {says})") from error
+                          f"({type(error).__name__}: {error})") from error
+    if not path.is_file():
+        raise InputError(f"--tokenizer={spec}: {path} is not there (where vocab.json and merges.txt"
+                         " are, AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER) "
+                         "makes it)")
     try:
         return HuggingFaceTokenizer(spec, path.read_text("utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"--tokenizer={spec}: no such file") from None
     except ValueError as error:
         raise InputError(f"--tokenizer={spec}: {error}") from None
 
@@ -308,13 +288,10 @@ def gpt2():
     try:
         encoding = tiktoken.get_encoding("gpt2")
     except (OSError, ValueError, KeyError) as error:  # the latter two: it came damaged
-        default = os.path.join(tempfile.gettempdir(), "data-gym-cache")
-        cache = os.environ.get("TIKTOKEN_CACHE_DIR") or os.environ.get("DATA_GYM_CACHE_DIR")
-        says = " ".join(str(error).split())
-        raise OSError(f"tiktoken cannot get GPT-2's vocabulary ({type(error).__name__}: {says}); "
-                      f"its cache is {cache or default}; without a network, set "
-                      "TIKTOKEN_CACHE_DIR to a folder that tiktoken filled elsewhere, or choose "
-                      "another --tokenizer (--help says which there are)") from error
+        cache = os.environ.get("TIKTOKEN_CACHE_DIR", "data-gym-cache in the temporary folder")
+        raise OSError(f"tiktoken cannot get GPT-2's vocabulary ({type(error).__name__}: {error}); "
+                      f"its cache is {cache}; without a network, set TIKTOKEN_CACHE_DIR to one "
+                      "that tiktoken filled elsewhere, or choose another --tokenizer") from error
     return Tokenizer("gpt2", [encoding.decode_single_token_bytes(i)
                               for i in range(encoding.eot_token)])
 
@@ -337,6 +314,27 @@ def train_bpe(texts, vocab_size, pattern="gpt2"):
         raise ValueError(f"the training text gives only {len(tokens) + 1:,} tokens, "
                          f"bpe:{vocab_size} wants {vocab_size:,}")
     return Tokenizer(f"bpe:{vocab_size}", tokens, pattern)
+
+
+def make(spec, training_text, pattern=None):
+    """The tokenizer that --tokenizer says, trained on an iterable of text if need be. InputError
+    if there can be none, OSError if it cannot be fetched."""
+    size = re.fullmatch(r"bpe:(\d+)", spec)
+    if pattern and not size:
+        raise InputError(f"--pattern is for a trained bpe:N, not for --tokenizer={spec}")
+    if spec == "gpt2":
+        return gpt2()
+    if "/" in spec or spec.lower().endswith(".json") or Path(spec).is_dir():
+        return hugging_face(spec)
+    try:
+        if size:
+            return train_bpe(training_text, int(size[1]), pattern or "gpt2")
+        if spec == "unicode":
+            return train_unicode(training_text)
+    except ValueError as error:
+        raise InputError(str(error)) from None
+    raise InputError(f"unknown tokenizer '{spec}' (gpt2, unicode, bpe:N as in bpe:4096, FILE.json, "
+                     "a folder and OWNER/NAME are known)")
 
 
 # ---- what a code needs to know -----------------------------------------------------------------
@@ -420,22 +418,9 @@ def code_report(tok, pos_dims=(16, 32)):
 
 def code_lines(tok, pos_dims=(16, 32)):
     """`code_report` as a line for each P."""
-    def said(count):
+    def said(count, what):
         scripts = ", ".join(f"{script} {times:,}" for script, times in count.most_common())
-        return f"{count.total():,}", f" ({scripts})" if scripts else ""
-    lines = []
-    for P, found in code_report(tok, pos_dims).items():
-        longer, of_longer = said(found["longer"])
-        shared, of_shared = said(found["shared"])
-        lines.append(f"P = {P}: {longer} are longer{of_longer}; "
-                     f"{shared} share them with another{of_shared}")
-    return lines
-
-
-def share_of_marks(text):
-    """How many of a text's letters and combining marks are marks: vowel signs, accents that stand
-    apart. 0 where there are no letters."""
-    count = Counter()
-    for c, times in Counter(text).items():
-        count[unicodedata.category(c)[0]] += times
-    return count["M"] / max(1, count["L"] + count["M"])
+        return f"{count.total():,} {what}" + (f" ({scripts})" if scripts else "")
+    return [f"P = {P}: {said(found['longer'], 'are longer')}; "
+            f"{said(found['shared'], 'share them with another')}"
+            for P, found in code_report(tok, pos_dims).items()]

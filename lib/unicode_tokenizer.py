@@ -121,9 +121,8 @@ class UnicodeTokenizer:
     def state(self):
         """The tokenizer as a JSON-able dict: its name, its trigrams and its bigrams, each joined in
         id order."""
-        parts = {size: "".join(merge for merge in self.merges if len(merge) == size)
-                 for size in (3, 2)}
-        return {"name": self.name, "trigrams": parts[3], "bigrams": parts[2]}
+        return {"name": self.name, "trigrams": "".join(m for m in self.merges if len(m) == 3),
+                "bigrams": "".join(m for m in self.merges if len(m) == 2)}
 
 
 # ---- training ----------------------------------------------------------------------------------

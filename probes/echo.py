@@ -1,69 +1,45 @@
 """In-context copying: does having a word in the prompt make it likelier later, and is it so for
 misspelled and made-up words too?
 
-The copy log-ratio, teacher-forced, in nats: log p(w | the prompt with w) - log p(w | the prompt
-with w'), summed over the tokens of w where the prompt ends. w' is the clean word for a typo and for
-a novel word, the typo for the clean word. A small model that never repeats a word in its samples
-still shows this."""
+The copy log-ratio in nats: log p(w | the prompt with w) - log p(w | the prompt with another word in
+its place), teacher-forced. A small model that never says a word again still shows this."""
 import numpy as np
 import torch
 
-from lib.errors import InputError
-from lib.plots import draw_bars, panels
-from lib.tables import markdown_table
+from lib.plots import panels
 from lib.stats import crossed_interval, spread
-from probes.shared import PROMPTS, interval, measure_runs, read_rows, save
+from lib.tables import markdown_table
+from probes.shared import (PROMPTS, draw_points, hidden, interval, measure_models, paired,
+                           read_rows, save)
 
 KINDS = {"clean": "typo", "typo": "clean", "novel": "clean"}  # w: w'
-
-
-def add_arguments(parser):
-    """The options that only this probe has."""
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="like out/tiny-kron-s1")
-    parser.add_argument("--prompts", default=PROMPTS / "echo.tsv",
-                        help=".tsv or .jsonl of template (with {} twice), clean, typo, novel")
+OPTIONS = {"--prompts": dict(default=PROMPTS / "echo.tsv",
+                             help=".tsv of template (with {} twice), clean, typo, novel")}
 
 
 def read_prompts(path):
-    """Rows of {template, clean, typo, novel}. InputError if a template has not {} twice."""
-    rows = read_rows(path, ["template", *KINDS])
-    for i, row in enumerate(rows, 1):
-        if row["template"].count("{}") != 2:
-            raise InputError(f"{path}, row {i}: the template needs {{}} twice, where the word goes "
-                             f"and comes back: {row['template']!r}")
-    return rows
+    """Rows of {template, clean, typo, novel}; the template has {} twice. InputError if not."""
+    return read_rows(path, ["template", *KINDS], "template", 2)
 
 
+@torch.no_grad()
 def log_prob(model, tok, before, text, head=None):
     """log p(text | before) in nats, summed over the text's tokens, each given those before it.
     `head`: what the model's `head_rows` gave, for many texts at once."""
     context, target = tok.encode(before) or [tok.eot], tok.encode(text)
-    ids = torch.tensor([context + target[:-1]], device=model.device)
-    if ids.size(1) > model.config.block_size:
-        raise InputError(f"a prompt has {ids.size(1):,} tokens, the context is "
-                         f"{model.config.block_size:,}: {before[:50]!r}...")
-    h = model.hidden(ids)[0, len(context) - 1:]  # (tokens of text, d)
+    h = hidden(model, context + target[:-1], before)[len(context) - 1:]  # (tokens of text, d)
     log_p = model.logits(h, head)[:, :model.config.vocab_size].double().log_softmax(-1)
     return log_p[range(len(target)), target].sum().item()
 
 
-@torch.no_grad()
-def echo_log_probs(model, tok, template, word, other, head=None):
-    """(log p(w | the prompt with w), log p(w | the prompt with w')) of w = `word`, w' = `other`, in
-    nats. `template` has {} twice: the word in the prompt, and where w is scored; what follows the
-    second {} is not read."""
+def echo_nats(model, tok, template, word, other, head=None):
+    """The copy log-ratio: how many nats likelier `word` is at the template's second {} when `word`,
+    and not `other`, is at the first. What follows the second {} is not read."""
     start, between, _ = template.split("{}")
     space = " " if between.endswith(" ") else ""  # a space belongs to the word after it
-    between = between[:len(between) - len(space)]
-    return tuple(log_prob(model, tok, start + first + between, space + word, head)
-                 for first in (word, other))
-
-
-def echo_nats(model, tok, template, word, other, head=None):
-    """The copy log-ratio: how many nats likelier `word` is at the second {} when `word`, and not
-    `other`, is at the first."""
-    with_word, with_other = echo_log_probs(model, tok, template, word, other, head)
-    return with_word - with_other
+    between = between.removesuffix(space)
+    return (log_prob(model, tok, start + word + between, space + word, head)
+            - log_prob(model, tok, start + other + between, space + word, head))
 
 
 def aggregate(found):
@@ -74,19 +50,16 @@ def aggregate(found):
     seeds. "gap": to the first arm, over the seeds that both have; None without any.
     """
     first = next(iter(found.values()))
-    echoes = {}
+    echoes = {arm: {} for arm in found}
     for arm, seeds in found.items():
-        echoes[arm] = {}
-        common = sorted(seeds.keys() & first.keys())
         for kind in KINDS:
             values = np.array([by_kind[kind] for by_kind in seeds.values()])  # (seeds, prompts)
-            numbers = spread(values.mean(1)) | {
+            gaps = paired(seeds, first, lambda by_kind: by_kind[kind])
+            has_gap = seeds is not first and len(gaps)
+            echoes[arm][kind] = spread(values.mean(1)) | {
                 "interval": crossed_interval(values), "share": float((values.mean(0) > 0).mean()),
-                "gap": None, "gap_interval": None}
-            if arm != next(iter(found)) and common:
-                gap = np.array([np.subtract(seeds[s][kind], first[s][kind]) for s in common])
-                numbers |= {"gap": gap.mean(), "gap_interval": crossed_interval(gap)}
-            echoes[arm][kind] = numbers
+                "gap": gaps.mean() if has_gap else None,
+                "gap_interval": crossed_interval(gaps) if has_gap else None}
     return echoes
 
 
@@ -101,25 +74,33 @@ def main(args):
                                             head))
             tick()
         return nats
-    found, runs = measure_runs(args.runs, args.tuned, len(prompts), measure)
+    runs, found = measure_models(args, len(prompts), measure)
     echoes = aggregate(found)
-    save(args, tables(found, echoes, len(prompts)),
-         {"runs": runs, "prompts": len(prompts), "echo": echoes}, draw(echoes))
+    save(args, tables(found, echoes, len(prompts)), {"prompts": len(prompts), "echo": echoes},
+         draw(echoes), runs)
+
+
+def resolved(echoes):
+    """How many differences to the first arm have an interval without 0, as text; "" of one arm."""
+    first, *others = echoes
+    gaps = [echoes[arm][kind]["gap_interval"] for arm in others for kind in KINDS]
+    clear = [gap[0] > 0 or gap[1] < 0 for gap in gaps if gap]
+    if not clear:
+        return ""
+    wide = "" if any(clear) else ": the intervals are too wide"
+    return f"{sum(clear)} of {len(clear)} differences to {first} are clear{wide}"
 
 
 def tables(found, echoes, prompts):
     """The page's texts."""
     rows, gaps = [], []
     for arm, kinds in echoes.items():
-        cells, differences = [], []
-        for numbers in kinds.values():
-            nats = interval(numbers["mean"], *numbers["interval"], "+", 3)
-            cells.append(f"{nats}, {100 * numbers['share']:.0f} %")
-            if numbers["gap"] is not None:
-                differences.append(interval(numbers["gap"], *numbers["gap_interval"], "+", 3))
+        cells = [f"{interval(numbers['mean'], *numbers['interval'], '+', 3)}, "
+                 f"{100 * numbers['share']:.0f} %" for numbers in kinds.values()]
         rows.append([arm, len(found[arm]), *cells])
-        if differences:
-            gaps.append([arm, *differences])
+        if kinds["clean"]["gap"] is not None:
+            gaps.append([arm, *(interval(numbers["gap"], *numbers["gap_interval"], "+", 3)
+                                for numbers in kinds.values())])
     text = ["In-context copying: the copy log-ratio, log p(w | the prompt with w) - log p(w | the "
             "prompt with w'), teacher-forced, in nats over the word's tokens; w' is the clean word "
             f"for a typo and a novel word, the typo for the clean word. Means over {prompts} "
@@ -129,19 +110,19 @@ def tables(found, echoes, prompts):
             markdown_table(["arm", "seeds", *KINDS], rows)]
     if gaps:
         text += [f"The same, minus {next(iter(echoes))}'s, over the seeds that both have:",
-                 markdown_table(["arm", *KINDS], gaps)]
+                 markdown_table(["arm", *KINDS], gaps), resolved(echoes) + "."]
     return text
 
 
 def draw(echoes):
     """The picture: nats a kind, a point an arm."""
     figure, (ax,) = panels(1, 7.5)
-    for i, (arm, kinds) in enumerate(echoes.items()):
-        low, high = zip(*(numbers["interval"] for numbers in kinds.values()))
-        x = np.arange(len(kinds)) + (i - (len(echoes) - 1) / 2) * 0.06
-        draw_bars(ax, arm, x, [numbers["mean"] for numbers in kinds.values()], low, high, "")
+    draw_points(ax, {arm: [(numbers["mean"], *numbers["interval"]) for numbers in kinds.values()]
+                     for arm, kinds in echoes.items()},
+                ["usual words", "misspelled words", "made-up words"])
     ax.axhline(0, color="0.5", lw=0.8)
-    ax.set(xticks=range(len(KINDS)), xticklabels=KINDS, ylabel="copy log-ratio (nats)",
-           title="In-context copying (bars: 95 %, prompts crossed with seeds)")
-    ax.legend(fontsize=8)
+    ax.set_ylabel("copy log-ratio (nats); 0: no copying")
+    ax.set_title("In-context copying: how much likelier is a word for being in the prompt?\n"
+                 "Bars: 95 % over prompts and seeds. " + resolved(echoes), fontsize=10)
+    ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     return figure

@@ -1,29 +1,36 @@
 """Which tokens are nearest in Kronecker space, and which in the input tables of public models? What
 does the code have rows for, and what does it confuse?"""
-import itertools
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from codes import kron_cosine
+from codes import KroneckerEmbedding, kron_cosine
 from lib import tokenizer
-from lib.run_folder import load_model
 from lib.errors import InputError
-from lib.tables import markdown_table
 from lib.plots import panels
+from lib.run_folder import load_model
+from lib.tables import markdown_table
 from probes.public import read_embedding, read_vocabulary
-from probes.shared import PROMPTS, edit_distance, nearest, read_families, save
-from probes.spaces import (PUBLISHED_P, jaccard, kron_code, rows_and_rank, study_space, truncation,
-                           typographic)
+from probes.shared import canonical, edit_distance, nearest, save
 
+OPTIONS = {
+    "--words": dict(default="run,compute,nation,return,value,water,Monday,science",
+                    help="comma-separated"),
+    "--tokenizer": dict(help="the vocabulary to look at: gpt2, a run, FILE.json, a folder with a "
+                        "tokenizer.json, or OWNER/NAME of the Hub; else the first model's, else "
+                        "gpt2"),
+    "--model": dict(nargs="+", action="extend", default=[],
+                    help="safetensors models: folders or OWNER/NAME of the Hub"),
+    "--tensor": dict(help="the input table's name, where it is not found")}
 FALLOFF = {"run": "runs RUN ran running rerun",
            "compute": "computed computer commute compete",
            "nation": "nations notion national station",
            "international": "internationally interntional internatoinal"}
-SPACES = {"trained": ("#0072B2", ""), "random": ("#DDDDDD", ".."), "Kronecker": ("#E69F00", "//")}
-WIDTHS = (8, 16, 32)  # P, in bytes
+SPACES = {"trained": ("#0072B2", ""), "Kronecker": ("#E69F00", "//")}
+PUBLISHED_P = 32  # bytes that 2605.29459's own encoder reads
 PUBLISHED = (
     "Published (2605.29459): in models of 135M to 671B parameters the five nearest are often "
     "typographic variants in trained tables, seldom in Kronecker space. What follows from its "
@@ -31,187 +38,123 @@ PUBLISHED = (
     "than 32; 44 (P = 16) and 17 (P = 32) share their code.")
 
 
-def add_arguments(parser):
-    """The options that only this probe has."""
-    parser.add_argument("--words", default="run,compute,nation,return,value,water,Monday,science",
-                        help="comma-separated")
-    parser.add_argument("--families", default=PROMPTS / "families.tsv",
-                        help="word families: .tsv of family, root, word")
-    parser.add_argument("--tokenizer", help="the vocabulary to look at: gpt2, a run, FILE.json, a "
-                        "folder with a tokenizer.json, or OWNER/NAME of the Hub; else the first "
-                        "model's, else gpt2")
-    parser.add_argument("--model", nargs="+", action="extend", default=[],
-                        help="safetensors models: folders or Hub ids")
-    parser.add_argument("--tensor", help="the input table's name, where it is not found")
+# ---- neighbours --------------------------------------------------------------------------------
+
+def kron_code(strings, pos_dim=PUBLISHED_P):
+    """The Kronecker codes z of byte strings, as a function: ids (n,) -> (n, 256 P)."""
+    return KroneckerEmbedding(len(strings), 1, strings, pos_dim).code
 
 
-def study_model(model, tensor, words, families):
-    """`study_space` of a public model's trained table, a random table of its shape and the
-    Kronecker code of its vocabulary."""
+def find(name, strings, words):
+    """{word: its id} of the words that are one token of a vocabulary, with a space before it rather
+    than without. InputError if there are none."""
+    index = {raw: i for i, raw in reversed(list(enumerate(strings))) if raw}  # lowest id
+    ids = {word: index.get(f" {word}".encode(), index.get(word.encode())) for word in words}
+    found = {word: id for word, id in ids.items() if id is not None}
+    if not found:
+        raise InputError(f"{name}: none of the words is one token of its vocabulary: "
+                         f"{', '.join(words)}")
+    return found
+
+
+def five_nearest(strings, rows, asked):
+    """The five of a vocabulary's tokens nearest to each word: {word: [(text, cosine), ...]}.
+    rows: a function, ids (n,) -> (n, d); asked: what `find` gave."""
+    ids = torch.tensor([i for i, raw in enumerate(strings) if raw])
+    near = nearest(rows(torch.tensor(list(asked.values()))), asked.values(), rows, ids, 5)
+    return {word: [(strings[i].decode(errors="replace"), cosine) for i, cosine in row]
+            for word, row in zip(asked, near)}
+
+
+def typographic(near):
+    """What `five_nearest` gave -> the share of neighbours that are typographic variants of their
+    word."""
+    return float(np.mean([canonical(text) == canonical(word)
+                          for word, found in near.items() for text, _ in found]))
+
+
+def study_model(model, tensor, words):
+    """The neighbours of each word that is one token, in a public model's trained table and in the
+    Kronecker code of its vocabulary. InputError without such a word."""
     strings = read_vocabulary(model)  # the small file first
     name, table = read_embedding(model, tensor)
     strings = strings[:len(table)] + [b""] * (len(table) - len(strings))
-    ids = torch.tensor([i for i, raw in enumerate(strings) if raw])
-    index = {strings[i]: i for i in reversed(ids.tolist())}
-
-    def find(words):
-        found = {}
-        for word in words:
-            id = index.get(f" {word}".encode(), index.get(word.encode()))
-            if id is not None:
-                found[word] = id
-        return found
-    found = find(words)
-    if not found:
-        raise InputError(f"{model}: none of the words is one token of its vocabulary: "
-                         f"{', '.join(words)}")
-    noise = torch.randn(table.shape, generator=torch.Generator().manual_seed(0),
-                        dtype=torch.bfloat16)  # half the memory of a large table
-    spaces = {"trained": lambda i: table[i].float(), "random": lambda i: noise[i].float(),
-              "Kronecker": kron_code(strings)}
-    texts = [raw.decode(errors="replace") for raw in strings]
-    members = [list(find(family).values()) for _, family in families.values()]
-    studied = {}
+    asked = find(model, strings, words)
+    spaces = {"trained": lambda ids: table[ids].float(), "Kronecker": kron_code(strings)}
     for space, rows in tqdm(spaces.items(), model):
-        studied[space] = study_space(rows, ids, texts, found, members)
-    return {"tensor": name, "shape": list(table.shape), "words": list(found), "spaces": studied}
+        near = five_nearest(strings, rows, asked)
+        spaces[space] = {"typographic": typographic(near), "neighbours": near}
+    return {"tensor": name, "shape": list(table.shape), "words": list(asked), "spaces": spaces}
 
+
+# ---- what the code confuses --------------------------------------------------------------------
+
+def what_p_does(strings, pos_dim):
+    """Of a vocabulary's byte strings: {"longer": how many have more than P bytes, "share": how many
+    share their first P bytes with another, "rows": how many rows of W some token sums}."""
+    holders = Counter(raw[:pos_dim] for raw in strings if raw)
+    embedding = KroneckerEmbedding(len(strings), 1, strings, pos_dim)
+    return {"longer": sum(len(raw) > pos_dim for raw in strings),
+            "share": sum(count for count in holders.values() if count > 1),
+            "rows": embedding.params_in_use(len(strings))}
+
+
+# ---- the command -------------------------------------------------------------------------------
 
 def choose_vocabulary(args, models):
-    """The vocabulary to look at: (its name, the bytes of every id, the model width d).
-    --tokenizer's, else the first model's, else GPT-2's."""
+    """The vocabulary to look at: (its name, the bytes of every id). --tokenizer's, else the first
+    model's, else GPT-2's."""
     source = args.tokenizer or next(iter(models), "gpt2")
-    if source in models:
-        return source, read_vocabulary(source), models[source]["shape"][1]
     if source == "gpt2":
-        return "gpt2", tokenizer.token_bytes(tokenizer.gpt2()), 768
-    path = Path(source)
-    of_hub = "/" in source and not path.parent.is_dir()  # what is in a folder here is a run
-    if source.endswith(".json") or (path / "tokenizer.json").is_file() or of_hub:
-        return source, read_vocabulary(source), 768
-    model, tok, _ = load_model(source)
-    return tok.name, tokenizer.token_bytes(tok), model.config.n_embd
-
-
-def study_vocabulary(strings, words):
-    """The five tokens nearest to each " word" in Kronecker space: {word: [(text, cosine), ...]}."""
-    ids = torch.tensor([i for i, raw in enumerate(strings) if raw])
-    spelled = [f" {word}".encode() for word in words]
-    rows = kron_code(strings + spelled)
-    index = {raw: i for i, raw in reversed(list(enumerate(strings)))}
-    own = [index.get(raw, -1) for raw in spelled]
-    best, _ = nearest(rows(len(strings) + torch.arange(len(words))), own, rows, ids, 5)
-    near = {}
-    for word, row in zip(words, best):
-        near[word] = [(strings[i].decode(errors="replace"), cosine) for i, cosine in row]
-    return near
+        return source, tokenizer.token_bytes(tokenizer.gpt2())
+    if source.endswith(".pt") or (Path(source) / "ckpt.pt").is_file():
+        _, tok, _ = load_model(source)
+        return tok.name, tokenizer.token_bytes(tok)
+    return source, read_vocabulary(source)
 
 
 def main(args):
-    words = [word for word in dict.fromkeys(args.words.split(",")) if word]
-    families = read_families(args.families)
-    if not words:
-        raise InputError("--words is empty")
-    models = {model: study_model(model, args.tensor, words, families)
-              for model in dict.fromkeys(args.model)}
-    name, strings, width = choose_vocabulary(args, models)
-    if not any(strings):
-        raise InputError(f"{name}: its vocabulary has no token")
-    near = study_vocabulary(strings, words)
+    words = list(dict.fromkeys(args.words.split(",")))
+    models = {model: study_model(model, args.tensor, words) for model in dict.fromkeys(args.model)}
+    name, strings = choose_vocabulary(args, models)
+    near = five_nearest(strings, kron_code(strings), find(name, strings, words))
     falloff = []
     for anchor, variants in FALLOFF.items():
         for variant in variants.split():
+            cosine = kron_cosine(anchor.encode(), variant.encode(), PUBLISHED_P)
             falloff.append({"anchor": anchor, "variant": variant,
-                            "edits": edit_distance(anchor, variant),
-                            "cosine": kron_cosine(anchor.encode(), variant.encode(),
-                                                  PUBLISHED_P)})
-    use = {}
-    for pos_dim in WIDTHS:
-        rows, rank = rows_and_rank(strings, pos_dim)
-        use[pos_dim] = truncation(strings, pos_dim) | {
-            "rows": rows, "rank": rank, "params": 256 * pos_dim * width,
-            "params_in_use": rows * width}
-    stability = []
-    for a, b in itertools.combinations(models, 2):
-        shared = {space: jaccard(models[a]["spaces"][space]["neighbours"],
-                                 models[b]["spaces"][space]["neighbours"]) for space in SPACES}
-        stability.append({"models": [a, b]} | shared)
-    text = vocabulary_tables(name, strings, width, near, falloff, use)
-    if models:
-        text += model_tables(models, stability)
-    save(args, text + [PUBLISHED],
-         {"tokenizer": name, "tokens": len(strings), "width": width, "neighbours": near,
-          "falloff": falloff, "use": use, "models": models, "jaccard": stability},
-         draw(falloff, models))
+                            "edits": edit_distance(anchor, variant), "cosine": cosine})
+    use = {pos_dim: what_p_does(strings, pos_dim) for pos_dim in (8, 16, 32)}
+    save(args, tables(name, len(strings), near, falloff, use, models),
+         {"tokenizer": name, "tokens": len(strings), "neighbours": near, "falloff": falloff,
+          "use": use, "models": models}, draw(falloff, models))
 
 
-def percent(share):
-    """A share as text, in percent."""
-    return "-" if share is None else f"{100 * share:.0f}"
-
-
-def vocabulary_tables(name, strings, width, near, falloff, use):
-    """The page's texts about one vocabulary."""
+def tables(name, count, near, falloff, use, models):
+    """The page's texts."""
     rows = []
     for word, neighbours in near.items():
         cells = [f"{text!r} ({cosine:.2f})".replace("|", "¦") for text, cosine in neighbours]
         rows.append([word, ", ".join(cells)])
-    share = typographic({word: [text for text, _ in row] for word, row in near.items()})
-    text = [f"Of {name}'s {len(strings):,} tokens the five nearest to \" word\" in Kronecker space "
-            f"(P = 32), {percent(share)} % typographic variants:",
-            markdown_table(["word", "nearest (cosine)"], rows)]
-    rows = [[row["anchor"], row["variant"], row["edits"], f"{row['cosine']:.3f}"]
-            for row in falloff]
-    text += ["Falloff with edit distance:",
-             markdown_table(["anchor", "variant", "edits", "cos z"], rows)]
-    rows = []
-    for pos_dim, numbers in use.items():
-        rows.append([pos_dim, numbers["longer"], numbers["share"],
-                     f"{numbers['rows']:,} of {256 * pos_dim:,}", f"{numbers['rank']:,}",
-                     f"{numbers['params_in_use']:,} of {numbers['params']:,}"])
-    text += [f"What P does to {name}'s tokens. Rows of W that some token sums, the rank of all "
-             f"tokens' codes, and the parameters in those rows at d = {width}:",
-             markdown_table(["P (bytes)", "longer than P", "share their code", "rows in use",
-                             "rank", "parameters in use"], rows)]
-    rows = []
-    for pos_dim, numbers in use.items():
-        for writing, (tokens, longer, shared) in numbers["scripts"].items():
-            rows.append([pos_dim, writing, f"{tokens:,}", longer, shared])
-    if rows:
-        text += ["By script, where any token is longer than P or shares its code:",
-                 markdown_table(["P (bytes)", "script", "tokens", "longer than P",
-                                 "share their code"], rows)]
-    else:
-        text.append("No token is longer than any of these P or shares its code.")
-    return text
-
-
-def model_tables(models, stability):
-    """The page's texts about public models."""
+    pairs = [[x["anchor"], x["variant"], x["edits"], f"{x['cosine']:.3f}"] for x in falloff]
+    text = [f"Of {name}'s {count:,} tokens the five nearest to \" word\" in Kronecker space "
+            f"(P = 32), {100 * typographic(near):.0f} % typographic variants:",
+            markdown_table(["word", "nearest (cosine)"], rows), "Falloff with edit distance:",
+            markdown_table(["anchor", "variant", "edits", "cos z"], pairs)]
+    rows = [[P, x["longer"], x["share"], f"{x['rows']:,} of {256 * P:,}"] for P, x in use.items()]
+    text += [f"What P does to {name}'s tokens, and the rows of W that some token sums:",
+             markdown_table(["P (bytes)", "longer than P", "share their code", "rows in use"],
+                            rows)]
     rows = []
     for model, study in models.items():
         size = f"{study['shape'][0]:,} x {study['shape'][1]:,}"
-        for space, numbers in study["spaces"].items():
-            share = numbers["typographic"]
-            row = [f"{model} ({study['tensor']}, {size})", space, len(study["words"]),
-                   percent(share), percent(None if share is None else 1 - share)]
-            for inside, random in numbers["cosine"].values():
-                row.append(f"{'-' if inside is None else f'{inside:.3f}'} over {random:.3f}")
-            rows.append(row)
-    text = ["Input tables of public models: of the five nearest (raw cosine) of the words that are "
-            "one token, how many are typographic variants; mean cosine of pairs in a word family "
-            "over that of 2,000 random pairs, raw and centred:",
-            markdown_table(["model", "table", "words", "typographic (%)", "other (%)", "raw",
-                            "centred"], rows)]
-    rows = []
-    for entry in stability:
-        values = [entry[space] for space in SPACES]
-        rows.append([", ".join(entry["models"]),
-                     *("-" if value is None else f"{value:.2f}" for value in values)])
+        shares = [f"{100 * space['typographic']:.0f}" for space in study["spaces"].values()]
+        rows.append([f"{model} ({study['tensor']}, {size})", len(study["words"]), *shares])
     if rows:
-        text += ["Stability across vocabularies, mean Jaccard index of the neighbours' canonical "
-                 "forms:", markdown_table(["models", *SPACES], rows)]
-    return text
+        text += ["Input tables of public models: of the five nearest (raw cosine) of the words "
+                 "that are one token, how many are typographic variants (%):",
+                 markdown_table(["model", "words", *SPACES], rows)]
+    return [*text, PUBLISHED]
 
 
 def draw(falloff, models):
@@ -224,8 +167,8 @@ def draw(falloff, models):
     axes[0].set(xlabel="cosine of z", title="Kronecker space, P = 32")
     if models:
         for i, (space, (colour, hatch)) in enumerate(SPACES.items()):
-            y = [100 * (study["spaces"][space]["typographic"] or 0) for study in models.values()]
-            axes[1].bar(np.arange(len(y)) + 0.27 * (i - 1), y, 0.25, label=space, color=colour,
+            y = [100 * study["spaces"][space]["typographic"] for study in models.values()]
+            axes[1].bar(np.arange(len(y)) + 0.3 * (i - 0.5), y, 0.28, label=space, color=colour,
                         hatch=hatch, edgecolor="black")
         axes[1].set(xticks=range(len(models)), title="Input tables",
                     ylabel="typographic variants among the five nearest (%)")

@@ -1,65 +1,34 @@
 """How far does the mean row norm of the input's weights drift from the first validation to the
 last?"""
-import numpy as np
-
 from lib.errors import InputError
-from lib.results import arm_of, read_run
 from lib.plots import draw_curves, panels
-from lib.tables import markdown_table, pm
 from lib.stats import spread
-from probes.shared import about, comparable, save
+from lib.tables import markdown_table, pm
+from probes.shared import by_arm, read_logs, save
 
+OPTIONS = {}
 PUBLISHED = ("Published (2605.29459): the learned table's mean row norm drifts in training, the "
              "projection's stays near 1.0.")
 
 
-def add_arguments(parser):
-    """The options that only this probe has."""
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="like out/tiny-kron-s1")
-
-
-def read_norms(paths, tuned=None):
-    """Folders of runs -> (the runs, {arm: {seed: {step: norm}}}); a norm is None where the input
-    has no weights. InputError for what has no validation."""
-    runs = [read_run(path) for path in paths]
-    for run in runs:
-        if not run["vals"]:
-            raise InputError(f"{run['name']}: its log has no validation yet")
-        run["step"] = run["vals"][-1]["step"]
-    runs, curves = comparable(runs, tuned), {}
-    for run in runs:
-        curve = {record["step"]: record.get("input_norm") for record in run["vals"]}
-        curves.setdefault(arm_of(run), {})[run["header"]["config"]["seed"]] = curve
-    return runs, curves
-
-
-def common_steps(arm, seeds):
-    """The validations that all seeds of an arm have, in order. InputError if there are none."""
-    steps = sorted(set.intersection(*(set(curve) for curve in seeds.values())))
-    if not steps:
-        raise InputError(f"the runs of {arm} have no validation step in common")
-    return steps
-
-
-def drift(seeds, first, last):
-    """{seed: {step: norm}} -> {"start", "end", "drift": spread over seeds} between two steps."""
-    start = np.array([curve[first] for curve in seeds.values()])
-    end = np.array([curve[last] for curve in seeds.values()])
-    return {"start": spread(start), "end": spread(end), "drift": spread(end / start)}
-
-
 def main(args):
-    runs, curves = read_norms(args.runs, args.tuned)
+    runs = read_logs(args)
+    curves = by_arm(runs, lambda run: {v["step"]: v.get("input_norm") for v in run["vals"]})
     drifts, rows = {}, []
     figure, (ax,) = panels(1, 7.5)
     for arm, seeds in curves.items():
         if any(norm is None for curve in seeds.values() for norm in curve.values()):
             rows.append([arm, len(seeds), "no weights", "-", "-"])
             continue
-        steps = common_steps(arm, seeds)
-        drifts[arm] = drift(seeds, steps[0], steps[-1])
-        rows.append([arm, len(seeds), *(pm(number, 3) for number in drifts[arm].values())])
-        draw_curves(ax, arm, {seed: {step: curve[step] / curve[steps[0]] for step in steps}
+        steps = sorted(set.intersection(*map(set, seeds.values())))
+        if not steps:
+            raise InputError(f"the runs of {arm} have no validation step in common")
+        first, last = steps[0], steps[-1]
+        drifts[arm] = {"start": spread([curve[first] for curve in seeds.values()]),
+                       "end": spread([curve[last] for curve in seeds.values()]),
+                       "drift": spread([curve[last] / curve[first] for curve in seeds.values()])}
+        rows.append([arm, len(seeds), *(pm(numbers, 3) for numbers in drifts[arm].values())])
+        draw_curves(ax, arm, {seed: {step: curve[step] / curve[first] for step in steps}
                               for seed, curve in seeds.items()})
     ax.set(xlabel="training step", ylabel="input norm / its start",
            title="Mean row norm (bands: range over seeds)")
@@ -69,4 +38,4 @@ def main(args):
             "last validation that all seeds of an arm have; mean ± sd over seeds:",
             markdown_table(["arm", "seeds", "start", "end", "drift = end / start"], rows),
             PUBLISHED]
-    save(args, text, {"runs": about(runs), "norms": drifts, "curves": curves}, figure)
+    save(args, text, {"norms": drifts, "curves": curves}, figure, runs)

@@ -26,13 +26,10 @@ def open_file(model, name):
     user's token. FileNotFoundError if it is not there, InputError if there is no such model."""
     if os.path.isdir(model):
         return open(os.path.join(model, name), "rb")
-    if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", model):
+    is_id = re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", model)
+    if not is_id or os.path.isdir(os.path.dirname(model)):
         raise InputError(f"{model}: no such folder, and not OWNER/NAME of the Hub")
-    try:
-        from huggingface_hub import HfFileSystem
-    except ImportError:
-        raise InputError(f"{model}: to read a model from the Hub, pip install "
-                         "huggingface_hub") from None
+    from huggingface_hub import HfFileSystem  # takes a second, which other probes need not wait for
     return HfFileSystem().open(f"{model}/{name}", cache_type="none")
 
 
@@ -42,10 +39,9 @@ def read_bytes(file, start, end):
     file.seek(start)
     with tqdm(total=end - start, unit="B", unit_scale=True, delay=2) as bar:
         while len(data) < end - start:
-            wanted = min(PIECE, end - start - len(data))
-            piece = file.read(wanted)
-            if len(piece) != wanted:
-                raise ValueError(f"{len(piece):,} bytes came where {wanted:,} were asked for")
+            piece = file.read(min(PIECE, end - start - len(data)))
+            if not piece:
+                raise ValueError(f"it ends at byte {start + len(data):,}, not at {end:,}")
             data += piece
             bar.update(len(piece))
     return data
@@ -55,20 +51,15 @@ def choose_tensor(model, names, wanted=None):
     """Which of a model's tensors is the input table: `wanted`, or the one with the likeliest name,
     the shortest of several (some models have copies deeper inside). InputError lists what there is.
     """
-    if wanted is None:
-        for ending in EMBEDDINGS:
-            fitting = [n for n in names if n == ending or n.endswith(f".{ending}")]
-            if fitting:
-                return min(fitting, key=len)
-        problem = "no tensor has a name that input tables have"
-    elif wanted in names:
+    if wanted in names:
         return wanted
-    else:
-        problem = f"no tensor is called '{wanted}'"
+    for ending in EMBEDDINGS if wanted is None else ():
+        fitting = [name for name in names if name == ending or name.endswith(f".{ending}")]
+        if fitting:
+            return min(fitting, key=len)
     likely = sorted(names, key=lambda n: ("emb" not in n and "wte" not in n, len(n), n))
-    more = f" and {len(names) - 12} more" if len(names) > 12 else ""
-    raise InputError(f"{model}: {problem}; --tensor=NAME chooses among "
-                     f"{', '.join(likely[:12])}{more}")
+    raise InputError(f"{model}: no input table found; --tensor=NAME chooses among its "
+                     f"{len(names)} tensors: {', '.join(likely[:12])}")
 
 
 @contextmanager
@@ -85,40 +76,32 @@ def refusing(model, what):
 
 def read_embedding(model, wanted=None):
     """The input-embedding table of a safetensors model, in its own dtype: (its name, (V, d)).
-    Reads the header and the table, nothing else.
+    Reads the header and the table, nothing else. InputError if that cannot be.
 
     A safetensors file is 8 bytes of header length, a JSON header {tensor: {dtype, shape,
     data_offsets}}, then the tensors' bytes; a model in several files has an index,
-    {"weight_map": {tensor: file}}. InputError for anything else.
+    {"weight_map": {tensor: file}}.
     """
     with refusing(model, "embedding"):
-        name, file_name = wanted, "model.safetensors"
+        file_name = "model.safetensors"
         try:
             with open_file(model, "model.safetensors.index.json") as index:
                 weight_map = dict(json.loads(index.read())["weight_map"])
+            wanted = choose_tensor(model, list(weight_map), wanted)
+            file_name = os.path.basename(weight_map[wanted])
         except FileNotFoundError:
             pass
-        else:
-            name = choose_tensor(model, list(weight_map), wanted)
-            file_name = os.path.basename(weight_map[name])
         with open_file(model, file_name) as file:
             size, = struct.unpack("<Q", read_bytes(file, 0, 8))
             if size > 100_000_000:  # the format's own limit
                 raise ValueError(f"a header of {size:,} bytes")
             header = json.loads(read_bytes(file, 8, 8 + size))
             header.pop("__metadata__", None)
-            name = choose_tensor(model, list(header), name)
-            tensor = header[name]
-            if tensor["dtype"] not in DTYPES:
-                raise ValueError(f"{name} is of type {tensor['dtype']}, which is not read; of "
-                                 f"these are: {', '.join(DTYPES)}")
-            dtype, shape = DTYPES[tensor["dtype"]], tensor["shape"]
-            start, end = tensor["data_offsets"]
-            if len(shape) != 2:
-                raise ValueError(f"{name} has the shape {shape}, no table")
-            rows, width = shape
-            if min(rows, width) < 1 or start < 0 or end - start != rows * width * dtype.itemsize:
-                raise ValueError(f"shape {shape} does not fit data_offsets {start}, {end}")
+            name = choose_tensor(model, list(header), wanted)
+            dtype, (rows, width) = DTYPES[header[name]["dtype"]], header[name]["shape"]
+            start, end = header[name]["data_offsets"]
+            if start < 0 or not 0 < end - start == rows * width * dtype.itemsize:
+                raise ValueError(f"{rows} x {width} numbers are not in bytes {start} to {end}")
             data = read_bytes(file, 8 + size + start, 8 + size + end)
         return name, torch.frombuffer(data, dtype=dtype).view(rows, width)
 

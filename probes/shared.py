@@ -1,21 +1,22 @@
 """What the probes share: runs and prompt files in, words, neighbours, a page out."""
 import csv
-import json
 import os
-import re
 import sys
 import unicodedata
 from pathlib import Path
 
+import numpy as np
+import regex  # tiktoken's; it knows Unicode's categories
 import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from lib.run_folder import load_checkpoint, load_model
-from lib.errors import InputError
 from lib.config import ROOT
+from lib.errors import InputError
+from lib.plots import draw_bars
 from lib.provenance import describe_machine
-from lib.results import arm_of, order, refuse_unmatched
+from lib.results import arm_of, order, read_run, refuse_unmatched
+from lib.run_folder import load_checkpoint, load_model
 from lib.tables import save_results
 from lib.tuning import KEYS, name_runs, read_tuning
 
@@ -23,16 +24,16 @@ PROMPTS = ROOT / "prompts"
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-# ---- runs and tables in ------------------------------------------------------------------------
+# ---- runs in -----------------------------------------------------------------------------------
 
 def comparable(runs, tuned):
     """Runs that may stand side by side, in the order of the tables: equal in all but arm and seed.
     With `tuned`, the json of a grid, each at its arm's setting and named as compare.py names it.
     InputError for others."""
     if tuned:
-        given, notes = runs, []
-        runs = name_runs(given, read_tuning(tuned), notes)
-        if len(runs) < len(given):
+        given, notes = len(runs), []
+        runs = name_runs(runs, read_tuning(tuned), notes)
+        if len(runs) < given:
             raise InputError(next(note for note in notes if note.startswith("left out")))
         for note in notes:
             print(f"note: {note}", file=sys.stderr)
@@ -40,64 +41,85 @@ def comparable(runs, tuned):
     return sorted(runs, key=order)
 
 
-def about(runs):
-    """What a results file says of each run."""
-    return [{"run": run["name"], "arm": arm_of(run),
-             "seed": run["header"]["config"]["seed"], "step": run["step"]} for run in runs]
+def by_arm(runs, measure):
+    """{arm: {seed: measure(run)}}, in the runs' order."""
+    found = {}
+    for run in runs:
+        found.setdefault(arm_of(run), {})[run["header"]["config"]["seed"]] = measure(run)
+    return found
 
 
-def measure_runs(paths, tuned, steps, measure):
-    """Call `measure(model, tokenizer, tick)` on every run -> ({arm: {seed: its result}}, about the
-    runs), sorted by arm and seed. `tuned`: see `comparable`.
+def read_logs(args):
+    """The command's runs as their logs have them, comparable, each with its last validated step.
+    InputError for what has no validation."""
+    runs = [read_run(path) for path in dict.fromkeys(args.runs)]
+    for run in runs:
+        if not run["vals"]:
+            raise InputError(f"{run['name']}: its log has no validation yet")
+        run["step"] = run["vals"][-1]["step"]
+    return comparable(runs, args.tuned)
 
-    `measure` calls `tick()` after each of its `steps` steps. InputError, before any work, for what
-    is no checkpoint of a run and for runs that cannot be compared.
-    """
-    runs, found = [], {}
-    for path in paths:
+
+def measure_models(args, steps, measure):
+    """Call `measure(model, tokenizer, tick)` on every run of the command -> (the runs, {arm: {seed:
+    its result}}). It calls `tick()` after each of its `steps` steps. InputError, before any work,
+    for what is no checkpoint of a run and for runs that cannot be compared."""
+    runs = []
+    for path in dict.fromkeys(args.runs):
         checkpoint = load_checkpoint(path)
-        config = checkpoint["config"]
-        if not isinstance(config, dict) or not {"arm", "seed"} <= config.keys():
-            raise InputError(f"{path}: its config names no arm and seed, not a checkpoint of a run")
-        config = {key: value for key, value in config.items() if key != "world_size"}
+        config = dict(checkpoint.get("config", ()))
+        if "arm" not in config:
+            raise InputError(f"{path}: not a checkpoint of a run, its config names no arm")
+        config.pop("world_size", None)
         header = {"arm": config.pop("arm"), "data": config.pop("data", None), "config": config}
         runs.append({"name": str(path), "step": checkpoint["step"], "steps": [], "header": header})
-    runs = comparable(runs, tuned)
+    runs = comparable(runs, args.tuned)
     with torch.no_grad(), tqdm(desc=f"{len(runs)} runs", total=len(runs) * steps) as bar:
-        for run in runs:
+        def measured(run):
             model, tok, _ = load_model(run["name"], DEVICE)
-            by_seed = found.setdefault(arm_of(run), {})
-            by_seed[run["header"]["config"]["seed"]] = measure(model, tok, bar.update)
-    return found, about(runs)
+            return measure(model, tok, bar.update)
+        return runs, by_arm(runs, measured)
 
 
-def read_rows(path, columns):
-    """A TSV file with a head (tabs, newlines and quotes in a cell are csv's) or JSON lines -> list
-    of dicts, each with text in every one of `columns`. InputError if it is not that."""
+def hidden(model, ids, prompt):
+    """The hidden states after the last norm at each of a prompt's ids, (T,) -> (T, d). InputError
+    if there are more than the context holds."""
+    if len(ids) > model.config.block_size:
+        raise InputError(f"a prompt has {len(ids):,} tokens, the context is "
+                         f"{model.config.block_size:,}: {prompt[:50]!r}...")
+    return model.hidden(torch.tensor([ids], device=model.device))[0]
+
+
+def paired(a, b, value):
+    """Two arms' {seed: result} -> value(a's) - value(b's) of the seeds that both have, (seeds,
+    prompts)."""
+    common = sorted(a.keys() & b.keys())
+    return np.array([np.subtract(value(a[seed]), value(b[seed]), dtype=float) for seed in common])
+
+
+# ---- prompts in --------------------------------------------------------------------------------
+
+def read_rows(path, columns, template=None, times=0):
+    """A TSV file with a head (tabs, newlines and quotes in a cell are csv's) -> list of dicts, each
+    with text in every one of `columns`, and {} so many times in the column `template`. InputError
+    if it is not that."""
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
-            if str(path).endswith(".jsonl"):
-                rows = [json.loads(line) for line in file if line.strip()]
-            else:
-                rows = list(csv.DictReader(file, delimiter="\t", strict=True))
-    except (ValueError, RecursionError, csv.Error) as error:
+            rows = list(csv.DictReader(file, delimiter="\t", strict=True))
+    except (ValueError, csv.Error) as error:
         raise InputError(f"{path}: cannot be read ({error})") from None
-    return check_rows(path, rows, columns)
-
-
-def check_rows(path, rows, columns):
-    """The rows, if there are any and each has text in every column; else InputError."""
     if not rows:
         raise InputError(f"{path}: there are no rows in it")
     for i, row in enumerate(rows, 1):
-        for column in columns:
-            cell = row.get(column) if isinstance(row, dict) else None
-            if not isinstance(cell, str) or not cell:
-                raise InputError(f"{path}, row {i}: no text in column '{column}' "
-                                 f"(needed: {', '.join(columns)})")
+        missing = [column for column in columns if not row.get(column)]
+        if missing:
+            raise InputError(f"{path}, row {i}: no text in column '{missing[0]}'")
         if None in row:  # where csv puts cells beyond the head
             raise InputError(f"{path}, row {i}: more cells than columns; a tab inside a cell needs "
                              "quotes around the cell")
+        if template and row[template].count("{}") != times:
+            raise InputError(f"{path}, row {i}: the {template} needs {{}} "
+                             f"{'twice' if times == 2 else 'once'}: {row[template]!r}")
     return rows
 
 
@@ -116,24 +138,17 @@ def normal(text):
     return unicodedata.normalize("NFC", text.casefold())
 
 
-def is_mark(c):
-    """Whether a character is a vowel sign, an accent or the like, of the one before it (Unicode's
-    category M)."""
-    return unicodedata.category(c)[0] == "M"
-
-
 def canonical(text):
-    """The form that typographic variants share: letters, digits and their marks, without leading
-    space markers, punctuation, joiners and case. Maybe empty."""
-    return "".join(c for c in normal(text) if c.isalnum() or is_mark(c))
+    """The form that typographic variants share: letters, digits and their marks (vowel signs,
+    accents), without leading space markers, punctuation, joiners and case. Maybe empty."""
+    return regex.sub(r"[^\p{L}\p{N}\p{M}]", "", normal(text))
 
 
 def words(text):
-    """Where the words of a text are: [(start, end)]. Letters and digits with their marks; hyphen
-    and apostrophe inside."""
-    joiners = "\u200c\u200d"  # which Indic scripts have inside words
-    plain = "".join("x" if is_mark(c) or c in joiners else c for c in text)  # re knows no marks
-    return [match.span() for match in re.finditer(r"[^\W_]+(?:['’-][^\W_]+)*", plain)]
+    """The words of a text: letters and digits with their marks and the joiners of Indic scripts;
+    hyphen and apostrophe inside."""
+    part = r"[\p{L}\p{N}\p{M}\u200c\u200d]+"
+    return regex.findall(rf"{part}(?:['’-]{part})*", text)
 
 
 def edit_distance(a, b):
@@ -151,22 +166,18 @@ def edit_distance(a, b):
 # ---- neighbours --------------------------------------------------------------------------------
 
 def nearest(queries, own, rows, candidates, k, mean=0.0):
-    """The candidates nearest to each query by cosine once `mean` is taken off, the lower id first
-    among equals.
+    """The k candidates nearest to each query by cosine once `mean` is taken off, other than its
+    own, the lower id first among equals: [[(id, cosine), ...], ...].
 
     queries (n, d); own: the id of each query, -1 for none; rows: a function, ids (m,) -> (m, d);
-    candidates: ids (m,). Returns for each the k nearest other than its own, [(id, cosine), ...],
-    and whether its own was the very nearest.
+    candidates: ids (m,).
     """
     q = F.normalize(queries - mean, dim=-1)
     parts = [q @ F.normalize(rows(part) - mean, dim=-1).T for part in candidates.split(4096)]
     cosine = torch.cat(parts, 1)  # (n, m)
     best = cosine.argsort(dim=1, descending=True, stable=True)[:, :k + 1]
-    near, itself = [], []
-    for id, ids, values in zip(own, candidates[best].tolist(), cosine.gather(1, best).tolist()):
-        near.append([pair for pair in zip(ids, values) if pair[0] != id][:k])
-        itself.append(ids[0] == id)
-    return near, itself
+    found = zip(own, candidates[best].tolist(), cosine.gather(1, best).tolist())
+    return [[pair for pair in zip(ids, values) if pair[0] != id][:k] for id, ids, values in found]
 
 
 # ---- a page out --------------------------------------------------------------------------------
@@ -177,16 +188,28 @@ def interval(middle, low, high, sign="", digits=1):
     return f"{middle:{form}} [{low:{form}}, {high:{form}}]"
 
 
-def save(args, text, result, figure):
-    """Print the tables, a list of texts; write OUT.md, OUT.json and, if there is a figure, OUT.png
-    with the command, commit, hardware and date that made them."""
+def draw_points(ax, arms, labels, line=""):
+    """Points with bars, the arms side by side at each label; {arm: [(middle, low, high), or None
+    where there is none, of each label]}. `line` joins an arm's points, None: as the arm's own."""
+    for i, (arm, points) in enumerate(arms.items()):
+        there = [(x, *point) for x, point in enumerate(points) if point]
+        if there:
+            x, middle, low, high = np.array(there).T
+            draw_bars(ax, arm, x + (i - (len(arms) - 1) / 2) * 0.07, middle, low, high, line)
+    ax.set_xticks(range(len(labels)), labels)
+
+
+def save(args, text, result, figure, runs=()):
+    """Print the tables, a list of texts; write OUT.md, OUT.json and OUT.png with the command,
+    commit, hardware, date and runs that made them."""
     made, name = describe_machine(DEVICE, 1), os.path.basename(args.out)
-    if result.get("runs"):
-        names = [f"{Path(run['run']).name} (step {run['step']:,})" for run in result["runs"]]
-        text.append(f"Runs: {', '.join(names)}.")
+    if runs:
+        names = [f"{Path(run['name']).name} (step {run['step']:,})" for run in runs]
+        text = [*text, f"Runs: {', '.join(names)}."]
+        result = {"runs": [{"run": run["name"], "arm": arm_of(run), "step": run["step"],
+                            "seed": run["header"]["config"]["seed"]} for run in runs]} | result
     print(*text, sep="\n\n")
-    picture = [f"![{args.probe}]({name}.png)"] if figure else []
-    page = [f"# {name}", *picture, *text,
+    page = [f"# {name}", f"![{args.probe}]({name}.png)", *text,
             f"Made by `{made['command']}` on {made['date']}, {made['hardware']}, Python "
             f"{made['python']}, torch {made['torch']}, commit {made['commit']}."]
     save_results(args.out, "\n\n".join(page) + "\n", {"probe": args.probe} | made | result, figure)

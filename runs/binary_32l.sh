@@ -13,34 +13,20 @@
 #            arithmetic: exactly 67,108,864 trained parameters fewer than the learned table.
 # Disk       34 GB of tokens, 6 GB of checkpoint a run (twice where the best is not the last): 90 to 145 GB.
 # Stopped?   The same command continues: prepared text is kept, finished runs are skipped, a stopped run goes on.
-# Machines   runs/README.md has the torchrun lines for several machines and for Slurm.
+# Machines   runs/README.md has lines for several machines and for Slurm; LAUNCH=... takes their torchrun.
 source "$(dirname "$0")/setup.sh"
+name=binary-32l size=configs/binary_32l.py data=fineweb-cosmopedia-unicode
 ARMS=${ARMS:-bpe_untied binary affine}   # bpe_untied is the paper's learned table
 SEEDS=${SEEDS:-1337 1338 1339}
-NPROC=${NPROC:-8}
-TOKENS=${TOKENS:-17e9}
-data=fineweb-cosmopedia-unicode name=binary-32l options=()
-
 if [ "${SMOKE:-}" ]; then
-    SEEDS="1 2" NPROC=2 data=docstrings-unicode name=smoke-binary-32l
-    export OMP_NUM_THREADS=1
-    options=(--dataset=$data --device=cpu --n_layer=2 --n_embd=32 --n_head=2 --block_size=64
-             --batch_size=2 --gradient_accumulation_steps=2 --max_steps=6 --warmup_steps=2 --eval_interval=3 --eval_tokens=256 --learning_rate=3e-3 --min_lr=3e-4)
+    use_toy_size
+    data=docstrings-unicode
     [ -d data/$data ] || python prepare.py docstrings --tokenizer=unicode --name=$data
-else
-    [ -d data/$data ] || python prepare.py fineweb-edu --mix cosmopedia=0.2 --tokenizer=unicode \
-        --tokens="$TOKENS" --val_tokens=10e6 --name=$data
+elif [ ! -d data/$data ]; then
+    python prepare.py fineweb-edu --mix cosmopedia=0.2 --tokenizer=unicode --tokens="${TOKENS:-17e9}" \
+        --val_tokens=10e6 --name=$data
 fi
-
-runs=()
-for seed in $SEEDS; do
-    for arm in $ARMS; do
-        torchrun --standalone --nproc_per_node="$NPROC" --max_restarts=3 \
-            train.py configs/binary_32l.py "configs/$arm.py" --seed="$seed" "${options[@]}" "$@" \
-            --name="$name-$arm-s$seed"
-        runs+=("out/$name-$arm-s$seed")
-    done
-done
-
-python compare.py "${runs[@]}" --baseline=bpe_untied --out="results/$name"
-python probe.py norms out/$name-bpe_untied-s* --out="results/probe-norms-$name"
+LAUNCH=${LAUNCH:-torchrun --standalone --nproc_per_node=${NPROC:-8} --max_restarts=3}
+train_all --dataset=$data "$@"
+report
+python probe.py norms out/"$name"-bpe_untied-s* --out="results/probe-norms-$name"

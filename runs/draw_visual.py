@@ -1,4 +1,4 @@
-"""Draw results/visual.png: what the arm `visual` sees of three tokens.
+"""Draws results/visual.png: what the arm `visual` sees of three tokens.
 
     python -m runs.draw_visual
 """
@@ -6,15 +6,16 @@ from matplotlib.figure import Figure
 
 from rivals import bitmap
 
-TOKENS = {"cat": "cat",
-          " a": "a space and a: white space is its\nhex digits, 20",
-          "क": "Devanagari ka, U+0915: so is what\nthe font lacks"}
+TITLES = {"cat": "cat", " a": "a space and a: white space\nis its hex digits, 20",
+          "क": "Devanagari ka, U+0915: so is\nwhat the font lacks"}
 
-figure = Figure((9, 4.2), layout="constrained")
-figure.suptitle("The arm `visual`: a token's vector is this bitmap of its text, reduced from its\n"
-                "1,024 pixels to d numbers; nothing of it is trained.", fontsize=11)
-for ax, (token, title) in zip(figure.subplots(1, len(TOKENS)), TOKENS.items()):
+figure = Figure((9, 4.3), layout="constrained")
+figure.suptitle("""\
+The arm `visual`: a token's vector is this picture of its text, 32 x 32 pixels,
+reduced to the d numbers in which tokens differ most; nothing of it is trained.
+ """)
+for ax, (token, title) in zip(figure.subplots(1, 3), TITLES.items()):
     ax.imshow(bitmap(token.encode()), cmap="gray_r", interpolation="nearest")
-    ax.set_title(title, fontsize=10)
     ax.set(xticks=[], yticks=[])
-figure.savefig("results/visual.png", dpi=100, metadata={"Software": None})
+    ax.set_title(title, fontsize=9.5)
+figure.savefig("results/visual.png", dpi=100)

@@ -17,22 +17,14 @@
 #         numbers. Nothing is tuned at this shape: all arms have nanoGPT's rate.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-what=${1:-} seconds=${2:-420} data=gpu_check name=gpu_check
+what=${1:-} seconds=${2:-420} name=gpu_check data=gpu_check
 PYTHON=${PYTHON:-python3} OUT=${OUT:-out/gpu_check}
-arms="bpe_untied_fast kron wide bpe_untied_usual bpe_tied_usual"   # what is learned first, first
-benched="configs/kron.py configs/wide.py configs/bpe_untied.py"
-shape="--device=cuda --batch_size=32" rounds=11 accumulate=2 tests=:: processes=16
-options="--max_steps=625 --warmup_steps=60 --learning_rate=6e-4 --min_lr=6e-5 --eval_interval=125
-         --eval_tokens=524288"
-
+size="configs/gpt2_124m.py configs/gpu_check.py" compile="False True" rounds=11 tests=:: processes=16
 if [ "${SMOKE:-}" ]; then
     source runs/setup.sh
-    export TEST_DEVICE=cpu OMP_NUM_THREADS=1
-    PYTHON=python data=docstrings name=smoke-gpu_check rounds=2 tests='\[kron\]' processes=2
-    shape="--device=cpu --n_layer=2 --n_embd=96 --n_head=3 --block_size=64 --batch_size=4"
-    options="--max_steps=12 --warmup_steps=2 --learning_rate=3e-3 --min_lr=3e-4 --eval_interval=6
-             --eval_tokens=1024"
-    [ -d data/$data ] || python prepare.py docstrings
+    use_toy_size
+    export TEST_DEVICE=cpu
+    PYTHON=python data=docstrings compile=False rounds=2 tests='\[kron\]' processes=2
 elif [ "$what" != tests ] && [ ! -d data/$data ]; then
     tar -xf data/$data.tar.xz
 fi
@@ -47,19 +39,19 @@ tests)   # side by side: they wait for the compiler
     ;;
 bench)
     for part in codes step; do
-        for compile in False $([ "${SMOKE:-}" ] || echo True); do
-            "$PYTHON" bench.py $part configs/gpt2_124m.py $benched $shape --gradient_accumulation_steps=1 \
-                --dataset=$data --compile=$compile --rounds=$rounds --out="$OUT/$part-compile=$compile"
+        for compiled in $compile; do
+            "$PYTHON" bench.py $part $size configs/kron.py configs/wide.py configs/bpe_untied.py \
+                --dataset=$data --gradient_accumulation_steps=1 --compile=$compiled --rounds=$rounds \
+                --out="$OUT/$part-compile=$compiled"
         done
     done | tee "$OUT/bench.txt"
     ;;
-runs)
-    for arm in $arms; do
+runs)   # what is learned first, first
+    for arm in bpe_untied_fast kron wide bpe_untied_usual bpe_tied_usual; do
         run=out/$name-$arm left=$((seconds - SECONDS))
         if [ ! -e "$run/eval.npz" ] && [ $left -gt 0 ]; then
-            timeout --signal=TERM --kill-after=20 $left "$PYTHON" train.py configs/gpt2_124m.py "configs/$arm.py" \
-                --dataset=$data --seed=1 $shape --gradient_accumulation_steps=$accumulate $options --name=$name-$arm ||
-                echo "$arm: exit status $?"   # cut short, or it diverged: the others go on
+            timeout --signal=TERM --kill-after=20 $left "$PYTHON" train.py $size "configs/$arm.py" \
+                --seed=1 --name="$name-$arm" || echo "$arm: exit status $?"   # cut short, or it diverged
         fi
         [ -e "$run/log.jsonl" ] || continue
         mkdir -p "$OUT/$arm"

@@ -21,65 +21,29 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
-from lib.run_folder import read_log
-from lib.errors import InputError, Parser, clock, run
 from lib.config import ROOT
-from lib.results import read_run
+from lib.errors import InputError, Parser, run
+from lib.results import read_plan, read_run, unfinished
 from lib.tuning import AXES, beyond, choose, options
 
 WAITS, NOT_NEEDED = "waits", "not needed"
 
 
-@dataclass
-class Row:
-    """A line of the plan."""
-    item: str
-    name: str
-    arguments: str
-
-    @property
-    def config(self):
-        return self.arguments.split()[0]
-
-    @property
-    def is_tuning(self):
-        return "tuning/" in self.name
-
-    @property
-    def seed(self):
-        found = re.search(r"--seed=(\d+)", self.arguments)
-        return found[1] if found else ""
-
-
-def read_plan(folder):
-    """FOLDER/plan.tsv -> [Row]. InputError if it is none."""
-    path, rows = Path(folder) / "plan.tsv", []
-    try:
-        lines = path.read_text().splitlines()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
-    for number, line in enumerate(lines[1:], 2):
-        cells = line.split("\t")
-        if len(cells) != 3 or not cells[2].startswith("configs/"):
-            raise InputError(f"{path}, line {number}: not item, name and arguments, with tabs "
-                             "between them and a config first")
-        rows.append(Row(*cells))
-    if len({row.name for row in rows}) != len(rows):
-        raise InputError(f"{path}: two runs have the same name")
-    return rows
-
-
 class Plan:
-    """The rows of a plan and how far they are."""
+    """The rows of a plan, {"item", "name", "arguments"}, and how far they are."""
 
     def __init__(self, folder):
         self.folder, self.rows = Path(folder), read_plan(folder)
+        names = {row["name"] for row in self.rows}
+        wrong = [row for row in self.rows if not row["arguments"].startswith("configs/")]
+        if not names or wrong or len(names) < len(self.rows):
+            raise InputError(f"{folder}/plan.tsv: no plan of runs, two of one name, or arguments "
+                             "that do not begin with a config")
 
     def done(self, row):
-        return (self.folder / row.name / "log.jsonl").is_file()
+        return (self.folder / row["name"] / "log.jsonl").is_file()
 
     def settled(self, row):
         """Whether nothing more will come of a row."""
@@ -88,56 +52,45 @@ class Plan:
     def grid_of(self, row):
         """The rows of its arm's grid: all of them for a run outside of it, for one that is part of
         it those above."""
-        beside = Path(row.name).parent
-        for folder in [beside] if row.is_tuning else [beside / "tuning", Path("tuning")]:
-            grid = [other for other in self.rows
-                    if other.config == row.config and Path(other.name).parent == folder]
+        beside = Path(row["name"]).parent
+        for folder in [beside] if beside.name == "tuning" else [beside / "tuning", Path("tuning")]:
+            grid = [other for other in self.rows if Path(other["name"]).parent == folder
+                    and other["arguments"].split()[0] == row["arguments"].split()[0]]
             if grid:
                 return grid[:grid.index(row)] if row in grid else grid
-        raise InputError(f"{row.name}: the plan has no tuning/ runs of {row.config}")
-
-    def points(self, rows):
-        """What the runs of these rows choose: the one arm's row of a tuning table."""
-        runs = [read_run(self.folder / row.name) for row in rows if self.done(row)]
-        (arm,) = choose(runs)["arms"].values()
-        return arm
+        raise InputError(f"{row['name']}: the plan has no tuning/ runs of its config")
 
     def arguments(self, row):
         """The row's arguments with everything filled in, a list; WAITS or NOT_NEEDED."""
-        wanted = re.findall(r"\{(.*?)\}", row.arguments)
-        if not wanted:
-            return row.arguments.split()
-        grid = self.grid_of(row)
-        if not all(self.settled(other) for other in grid):
-            return WAITS
-        text = row.arguments
-        for rule in wanted:
-            point = self.find(rule, self.points(grid), row)
-            if point is None:
+        text = row["arguments"]
+        for rule in re.findall(r"\{(.*?)\}", text):
+            grid = self.grid_of(row)
+            if not all(self.settled(other) for other in grid):
+                return WAITS
+            runs = [read_run(self.folder / other["name"]) for other in grid if self.done(other)]
+            (arm,) = choose(runs)["arms"].values()
+            ranked = sorted([point for point in arm["grid"] if point["val_loss"] is not None],
+                            key=lambda point: point["val_loss"])
+            points = {"tuned": arm["best"]} | dict(zip(("best", "second"), ranked))
+            if rule.removeprefix("beyond ") in AXES:
+                points[rule] = beyond(arm["grid"], ranked[0], rule.removeprefix("beyond "))
+            if rule not in points:
+                raise InputError(f"{row['name']}: no rule {{{rule}}}")
+            if points[rule] is None:
                 return NOT_NEEDED
-            text = text.replace(f"{{{rule}}}", " ".join(options(point)))
+            text = text.replace(f"{{{rule}}}", " ".join(options(points[rule])))
         return text.split()
-
-    def find(self, rule, arm, row):
-        """The point that a rule names; None if there is none."""
-        if rule == "tuned":
-            return arm["best"]
-        finished = [point for point in arm["grid"] if point["val_loss"] is not None]
-        first, second = sorted(finished, key=lambda point: point["val_loss"])[:2]
-        if rule in ("best", "second"):
-            return first if rule == "best" else second
-        if rule.removeprefix("beyond ") in AXES:
-            return beyond(arm["grid"], first, rule.removeprefix("beyond "))
-        raise InputError(f"{row.name}: no rule {{{rule}}}")
 
 
 def keep(out, kept):
     """Copy what is kept of a run in `out` to `kept`, whole or not at all. What to say of it, "" if
     it has neither finished nor diverged."""
-    records, _ = read_log(out / "log.jsonl") if (out / "log.jsonl").exists() else ([], 0)
-    scored = [record for record in records if "val_loss" in record]
-    diverged = bool(scored) and scored[-1]["val_loss"] is None
-    if not diverged and not (out / "eval.npz").exists():
+    try:
+        made = read_run(out)
+    except InputError:
+        return ""
+    diverged = made["diverged"] is not None
+    if not diverged and (unfinished(made) or not (out / "eval.npz").exists()):
         return ""
     new = kept.with_name(kept.name + ".new")
     shutil.rmtree(new, ignore_errors=True)
@@ -145,12 +98,7 @@ def keep(out, kept):
     for name in ("log.jsonl",) if diverged else ("log.jsonl", "eval.npz"):
         shutil.copy(out / name, new)
     new.rename(kept)
-    return "diverged" if diverged else f"{scored[-1]['val_loss']:.4f} nats"
-
-
-def last_line(path):
-    """The last line of what a run said."""
-    return (path.read_text(errors="replace").splitlines() or [""])[-1]
+    return "diverged" if diverged else f"{made['vals'][-1]['val_loss']:.4f} nats"
 
 
 def work(plan, rows, jobs, given):
@@ -160,25 +108,22 @@ def work(plan, rows, jobs, given):
     running, failed, stop = {}, [], []
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.append(1))
-    began, finished = time.monotonic(), 0
     env = os.environ | {"OMP_NUM_THREADS": "1"}  # runs go side by side, a core each
     while True:
         for row in rows:
-            if stop or len(running) >= jobs:
-                break
-            if plan.done(row) or row in failed or row in [r for r, *_ in running.values()]:
+            busy = row in failed or any(row is other for other, _ in running.values())
+            if stop or len(running) >= jobs or busy or plan.done(row):
                 continue
             arguments = plan.arguments(row)
             if arguments in (WAITS, NOT_NEEDED):
                 continue
-            name = f"{plan.folder.name}-{row.name.replace('/', '-')}"
+            out = Path("out") / f"{plan.folder.name}-{row['name'].replace('/', '-')}"
             command = [sys.executable, "train.py", "configs/tiny.py", *arguments, *given,
-                       f"--name={name}"]
-            said = Path("out") / f"{name}.txt"
-            with open(said, "w") as file:  # a group of its own: Ctrl-C comes through us alone
+                       f"--name={out.name}"]
+            with open(f"{out}.txt", "w") as file:  # a group of its own: Ctrl-C comes through us
                 child = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=env,
                                          cwd=ROOT, start_new_session=True)
-            running[child] = row, name, said, time.monotonic()
+            running[child] = row, out
         if not running:
             return len(failed)
         if stop == [1]:
@@ -188,21 +133,16 @@ def work(plan, rows, jobs, given):
                 child.terminate()
         time.sleep(0.2)
         for child in [child for child in running if child.poll() is not None]:
-            row, name, said, start = running.pop(child)
-            out = Path("out") / name
-            loss = keep(out, plan.folder / row.name)
-            if loss:
-                finished += 1
-                if row.is_tuning:  # the others' weights are for the probes
-                    for weights in out.glob("*.pt"):
-                        weights.unlink()
-            elif not stop:
+            row, out = running.pop(child)
+            said = keep(out, plan.folder / row["name"])
+            if said and "tuning/" in row["name"]:  # the others' weights are for the probes
+                for weights in out.glob("*.pt"):
+                    weights.unlink()
+            elif not said and not stop:
                 failed.append(row)
+            said = said or (Path(f"{out}.txt").read_text().splitlines() or [""])[-1]
             left = sum(not plan.settled(other) for other in rows)
-            each = (time.monotonic() - began) / max(1, finished)
-            print(f"{time.strftime('%H:%M')} {row.name}: {loss or last_line(said)} | "
-                  f"{clock(time.monotonic() - start)}, {left} left"
-                  + (f", about {clock(each * left)}" if finished else ""), flush=True)
+            print(f"{time.strftime('%H:%M')} {row['name']}: {said} | {left} left", flush=True)
 
 
 def main():
@@ -215,15 +155,16 @@ def main():
     parser.add_argument("--list", action="store_true", help="print what is to be run, run nothing")
     args, given = parser.parse_known_args()
     plan = Plan(args.folder)
-    items = args.items or list(dict.fromkeys(row.item for row in plan.rows))
-    rows = [row for item in items for row in plan.rows if row.item == item
-            and (not args.seeds or row.seed in args.seeds) and args.only in row.name]
+    items = args.items or list(dict.fromkeys(row["item"] for row in plan.rows))
+    rows = [row for item in items for row in plan.rows
+            if row["item"] == item and args.only in row["name"] and (not args.seeds or any(
+                f"--seed={seed}" in row["arguments"].split() for seed in args.seeds))]
     if not rows:
         raise InputError(f"{args.folder}/plan.tsv has no such runs")
     if args.list:
         for row in rows:
             if not plan.settled(row):
-                print(row.item, row.name, row.arguments, sep="\t")
+                print(*row.values(), sep="\t")
         return 0
     return 1 if work(plan, rows, args.jobs, given) else 0
 

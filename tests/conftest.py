@@ -1,4 +1,4 @@
-"""What the tests share: real text, real tokenizers, the real scripts, and one set of real runs."""
+"""What the tests share: real text, real tokenizers, the real scripts."""
 import ast
 import asyncio
 import email
@@ -7,7 +7,6 @@ import os
 import re
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -33,14 +32,11 @@ from lib.config import compose  # noqa: E402
 ARMS = [arm for arm in plots.ARMS if (ROOT / "configs" / f"{arm}.py").is_file()]
 CPU = torch.device("cpu")
 UNSCALED = torch.amp.GradScaler("cpu", enabled=False)  # what train_step takes where not float16
-CORES = len(os.sched_getaffinity(0))
 
-# A model of a second or so, whose width is a multiple of 12 bits; one thread, so that runs go
-# side by side.
+# A model of a second or so, whose width is a multiple of 12 bits.
 SHORT = ["--n_layer=2", "--n_embd=96", "--n_head=3", "--block_size=64", "--batch_size=8",
          "--max_steps=60", "--warmup_steps=10", "--learning_rate=3e-3", "--eval_interval=60",
          "--eval_tokens=8192", "--log_interval=1", "--device=cpu", "--dtype=float32"]
-LONG = 220  # steps for bpe_tied, the slowest learner
 
 
 def command(name, *args, ranks=0, options=("--standalone",)):
@@ -69,14 +65,13 @@ def error_line(stderr):
 
 
 def tree(folder):
-    """Everything below a folder: {path: (size, time of change)}, a folder's being None. Without
-    locks, and what a look at prepared data leaves beside it."""
+    """Everything below a folder but locks: {path: (size, time of change)}, a folder's being None.
+    """
     found = {}
     for path in Path(folder).rglob("*"):
-        if path.name in ("lock", "verified.json"):
-            continue
-        stat = path.stat()
-        found[str(path)] = (stat.st_size, stat.st_mtime_ns) if path.is_file() else None
+        if not path.name.endswith("lock"):
+            stat = path.stat()
+            found[str(path)] = None if path.is_dir() else (stat.st_size, stat.st_mtime_ns)
     return found
 
 
@@ -155,73 +150,24 @@ def small_data(tmp_path_factory, docs):
     return folder
 
 
-def pytest_collection_modifyitems(items):
-    """Tests that need what is made ahead come last."""
-    items.sort(key=lambda item: ("docstrings" in item.fixturenames) + ("runs" in item.fixturenames))
-
-
-@pytest.fixture(scope="session", autouse=True)
-def ahead(request, tmp_path_factory):
-    """What takes long to make is begun at once, beside the tests that do not need it:
-    {fixture: Future}. Of several pytest-xdist workers one makes it and the others wait."""
-    needed = {name for item in request.session.items for name in item.fixturenames}
+@pytest.fixture(scope="session")
+def docstrings(tmp_path_factory):
+    """A folder in which `python prepare.py docstrings`, the default preparation, was run: by the
+    first of several pytest-xdist workers."""
     folder = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         folder = folder.parent  # that of all workers
-    work = {"docstrings": make_docstrings, "runs": make_runs}
-    with ThreadPoolExecutor(1) as pool:
-        yield {name: pool.submit(make_once, make, folder / "docstrings")
-               for name, make in work.items() if name in needed}
-
-
-def make_once(make, folder):
-    """Call make(folder) unless another process has; returns the folder."""
-    done = folder.with_name(f"{make.__name__}.done")
-    with FileLock(f"{done}.lock"):
-        if not done.exists():
+    folder /= "docstrings"
+    with FileLock(f"{folder}.lock"):
+        if not (folder / "data" / "docstrings").exists():
             folder.mkdir(exist_ok=True)
-            make(folder)
-            done.touch()
+            script("prepare.py", "docstrings", cwd=folder)
     return folder
-
-
-def make_docstrings(folder):
-    script("prepare.py", "docstrings", cwd=folder)
-
-
-@pytest.fixture(scope="session")
-def docstrings(ahead):
-    """A folder in which `python prepare.py docstrings`, the default preparation, was run."""
-    return ahead["docstrings"].result()
 
 
 @pytest.fixture(scope="session")
 def data_dir(docstrings):
     return docstrings / "data" / "docstrings"
-
-
-SHORT_RUNS = {arm: [f"config/{arm}.py", *SHORT]
-              for arm in ("bpe_tied", "kron", "binary", "affine", "random")}
-SHORT_RUNS["bpe_tied"].append(f"--max_steps={LONG}")
-SHORT_RUNS["seed2"] = ["config/binary.py", *SHORT, "--seed=2", "--max_steps=5"]
-SHORT_RUNS["ranks2"] = ["config/kron.py", *SHORT, "--batch_size=2",
-                        "--gradient_accumulation_steps=4"]
-
-
-def make_runs(docstrings):
-    def train(name):
-        script("train.py", "config/tiny.py", *SHORT_RUNS[name], f"--name={name}", cwd=docstrings,
-               ranks=2 if name == "ranks2" else 0)
-    with ThreadPoolExecutor(CORES) as pool:
-        list(pool.map(train, sorted(SHORT_RUNS, key=lambda name: name != "ranks2")))
-
-
-@pytest.fixture(scope="session")
-def runs(docstrings, ahead):
-    """{name: out/NAME} of short real runs on the docstrings: a handful of arms, another seed, and
-    two ranks that accumulate two micro-batches."""
-    out = ahead["runs"].result() / "out"
-    return {name: out / name for name in SHORT_RUNS}
 
 
 def records(run):

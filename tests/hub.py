@@ -6,21 +6,18 @@ fetch a tokenizer, and faults on demand.
         hub.reads  # [(shard, first byte, last byte, fault), ...] that were asked for
 
 `hub.faults[shard]` is a list of what happens to the next requests for the bytes of that shard, one
-each (`hub.faults["api"]`: to those for the dataset itself): a number is a delay in seconds, "busy"
-an answer 503, "cut" a connection that closes in the midst of it, "garbage" other bytes, "html" a
-page that says 200. `hub.down = True` closes every one unanswered.
+each: "busy" is an answer 503, "cut" a connection that closes in the midst of it, "garbage" other
+bytes, None nothing. `hub.down = True` closes every one unanswered.
 """
 import hashlib
 import json
 import re
 import threading
-import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
 REVISION = "5" * 40
-PAGE = b"<!DOCTYPE html><html><body>Please sign in to this network.</body></html>"
 
 
 class Hub:
@@ -93,10 +90,6 @@ class Handler(BaseHTTPRequestHandler):
                     return files, found[1] or ""
         return None, ""
 
-    def fault_of(self, name):
-        """The next fault of a shard, or of "api"."""
-        return self.hub.faults[name].pop(0) if self.hub.faults.get(name) else None
-
     def do_POST(self):
         body = self.rfile.read(int(self.headers.get("Content-Length", 0))).decode()
         files, rest = self.route()
@@ -128,8 +121,6 @@ class Handler(BaseHTTPRequestHandler):
         elif rest == "/revision/none":
             self.answer(b"{}", 404, X_Error_Code="RevisionNotFound")
         elif rest == "" or rest.startswith("/revision/"):
-            if self.fault_of("api") == "html":
-                return self.answer(PAGE, Content_Type="text/html")
             about = {"_id": "1", "id": "x/y", "sha": REVISION, "private": False, "gated": False,
                      "disabled": False, "tags": [], "downloads": 0, "likes": 0,
                      "lastModified": "2026-01-01T00:00:00.000Z",
@@ -153,14 +144,11 @@ class Handler(BaseHTTPRequestHandler):
                 first = total - int(asked[2])
         fault = None
         if isinstance(content, Path) and self.command == "GET":
-            fault = self.fault_of(content.name)
+            faults = self.hub.faults.get(content.name)
+            fault = faults.pop(0) if faults else None
             self.hub.reads.append((content.name, first, last, fault))
         if fault == "busy":
             return self.answer(b"{}", 503)
-        if fault == "html":
-            return self.answer(PAGE, Content_Type="text/html")
-        if isinstance(fault, (int, float)):
-            time.sleep(fault)
         if isinstance(content, Path):
             with open(content, "rb") as file:
                 file.seek(first)
@@ -173,13 +161,8 @@ class Handler(BaseHTTPRequestHandler):
         if status == 206:
             headers["Content-Range"] = f"bytes {first}-{last}/{total}"
         if fault == "cut":
-            self.send_response(status)
-            for key, value in (headers | {"Content-Length": len(body)}).items():
-                self.send_header(key, str(value))
-            self.end_headers()
-            self.wfile.write(body[:len(body) // 2])
-            self.close_connection = True
-            return
+            headers["Content-Length"] = len(body)
+            body, self.close_connection = body[:len(body) // 2], True
         self.answer(body, status, **headers)
 
 

@@ -17,15 +17,6 @@ def first_cells(text):
     return [line.split("|")[1].strip() for line in text.splitlines() if line.startswith("| ")]
 
 
-def test_arms_alternate():
-    """A B A B ...: every round runs each once, after the uncounted rounds."""
-    order = []
-    works = {name: lambda i, name=name: order.append(f"{name}{i}") for name in "ab"}
-    times = bench.measure(works, rounds=2)
-    assert order == ["a0", "b0", "a1", "b1", "a2", "b2", "a3", "b3"]
-    assert {name: len(seconds) for name, seconds in times.items()} == {"a": 2, "b": 2}
-
-
 def test_every_code_is_measured_beside_a_table(small_data, call, capsys):
     """Each code of CODES that has a config, in both forms where it has two; kron's bytes take a
     fraction of what its table does."""
@@ -37,14 +28,14 @@ def test_every_code_is_measured_beside_a_table(small_data, call, capsys):
     assert codes == set(CODES)
     saved = json.loads((small_data / "results" / "codes.json").read_text())["result"]
     kron, table, learned = (saved[row] for row in ("kron", "kron,code_form=table", "bpe_untied"))
-    assert kron["weights_mb"] == table["weights_mb"] == 256 * 16 * 48 * 4 / 1e6
-    assert learned["weights_mb"] == 512 * 48 * 4 / 1e6
-    assert 100 * kron["buffers_mb"] < table["buffers_mb"]
+    assert kron["weights MB"] == table["weights MB"] == 256 * 16 * 48 * 4 / 1e6
+    assert learned["weights MB"] == 512 * 48 * 4 / 1e6
+    assert 100 * kron["buffers MB"] < table["buffers MB"]
 
 
 def test_a_step_is_train_pys_own(small_data, call, capsys, monkeypatch):
-    """What is timed is train.train_step with its reading of batches: as many calls as rounds, one
-    step after the other, of each arm, which may have keys of its own."""
+    """What is timed is train.train_step with its reading of batches, a step of each arm in turn,
+    which may have keys of its own; ratios are to the last."""
     seen = []
 
     def watched(step, forward, model, optimizer, scaler, data, config):
@@ -58,17 +49,14 @@ def test_a_step_is_train_pys_own(small_data, call, capsys, monkeypatch):
         (form, step) for step in range(4) for form in ("table", "on_the_fly")]
     crcs = [crc for _, _, crc in seen]
     assert crcs[::2] == crcs[1::2] and len(set(crcs)) == 4  # equal batches, another each step
-    out = capsys.readouterr().out
-    assert "2 x 3 x 32 tokens of small" in out
-    assert first_cells(out)[1:] == ["kron,code_form=table", "kron"]
+    assert first_cells(capsys.readouterr().out)[1:] == ["kron,code_form=table", "kron"]
     kron = json.loads((small_data / "results" / "step.json").read_text())["result"]["kron"]
-    assert kron["tokens_per_s"][0] == pytest.approx(2 * 3 * 32 / kron["ms"][0] * 1e3)
-    assert kron["ratio"] == [1, 1] and kron["mfu"] is None  # a CPU's peak is not known
+    assert len(kron["ms"]) == 2 and kron["ratio"] == [1, 1]
 
 
-def test_bad_input_is_one_line(refuse, small_data):
-    for argv, named in [([], "required: codes|step"), (["nothing"], "invalid choice"),
-                        (["step", "--n_lay=1"], "did you mean 'n_layer'"),
-                        (["codes", "--dataset=none"], "no prepared data"),
-                        (["step", "--rounds=0"], "--rounds")]:
-        assert named in refuse(bench.main, *argv, cwd=small_data)
+@pytest.mark.parametrize("argv, named", [
+    ([], "required: codes|step"), (["nothing"], "invalid choice"),
+    (["step", "--n_lay=1"], "did you mean 'n_layer'"),
+    (["codes", "--dataset=none"], "no prepared data"), (["step", "--rounds=0"], "--rounds")])
+def test_bad_input_is_one_line(refuse, small_data, argv, named):
+    assert named in refuse(bench.main, *argv, cwd=small_data)

@@ -1,4 +1,5 @@
-"""A fork: an arm that no file of the project knows is a class, its name and a config."""
+"""A fork: an arm that no file of the project knows is a class, its name and a config. (README's own
+example is run by test_readme.py.)"""
 import shutil
 
 import pytest
@@ -11,37 +12,44 @@ import model
 import probe
 import sample
 import train
-from codes import draw
-from conftest import ARMS as OF_THE_PROJECT, build
+from codes import TokenEmbedding
+from conftest import records
 from lib.plots import ARMS, look
-from lib.generation import refuse_context
 
 SHAPE = ["--dataset=small", "--n_layer=1", "--n_head=2", "--n_embd=36", "--block_size=32",
          "--batch_size=4", "--max_steps=2", "--eval_tokens=128", "--device=cpu", "--dtype=float32"]
 
 
-class LengthEmbedding(nn.Module):
-    """e(t) = W[how many bytes t has]: what the length of a token alone is worth."""
-    lifts, head_lifts, reads_bytes, default_std = ("linear",), (), False, 0.02
-    arguments, options = ("token_bytes", "std"), {}
+class LengthEmbedding(TokenEmbedding):
+    """e(t) = W[how many bytes t has] + R[t], R random and never trained."""
+    arguments = ("token_bytes", "std")
+    options = {"pos_dim": 16}
 
-    def __init__(self, num_embeddings, embedding_dim, token_bytes, std=None):
-        super().__init__()
-        self.std = std or self.default_std
-        self.weight = nn.Parameter(torch.empty(256, embedding_dim))
-        length = torch.tensor([min(len(raw), 255) for raw in token_bytes])
+    def __init__(self, num_embeddings, embedding_dim, token_bytes, std=None, pos_dim=16):
+        super().__init__(num_embeddings, embedding_dim, std)
+        self.add_weight("W", (pos_dim + 1, embedding_dim), self.std)
+        length = torch.tensor([min(len(raw), pos_dim) for raw in token_bytes])
         length = F.pad(length, (0, num_embeddings - len(length)))
         self.register_buffer("length", length, persistent=False)
-
-    def reset_parameters(self, seed, name):
-        generator = draw(seed, f"{name}weight", self.weight.shape)
-        nn.init.normal_(self.weight, 0, self.std, generator=generator)
+        table = torch.randn(num_embeddings, embedding_dim, generator=torch.Generator())
+        self.R = nn.Embedding.from_pretrained(table)
 
     def forward(self, ids):
-        return F.embedding(self.length[ids], self.weight)
+        return F.embedding(self.length[ids], self.W) + self.R(ids)
 
-    def params_in_use(self, vocab_size):
-        return len(self.length[:vocab_size].unique()) * self.weight.size(1)
+
+class BigramEmbedding(LengthEmbedding):
+    """What forks write first, and what cannot work: a vector of the token and the one before it."""
+
+    def forward(self, ids):
+        return super().forward(ids) + super().forward(F.pad(ids, (1, 0))[..., :-1])
+
+
+class LooseEmbedding(LengthEmbedding):
+    """An arm that would drop --pos_dim=8 without a word."""
+
+    def __init__(self, num_embeddings, embedding_dim, token_bytes, **kw):
+        super().__init__(num_embeddings, embedding_dim, token_bytes)
 
 
 @pytest.fixture
@@ -54,10 +62,13 @@ def fork(small_data, tmp_path, monkeypatch):
 
 
 def test_an_arm_of_ones_own_trains_and_is_compared_probed_and_sampled(fork, call, capsys):
-    """Two steps on real text, then every command, as for an arm of the project."""
+    """Two steps on real text, then every command, as for an arm of the project. What is frozen is
+    not counted as trained."""
     for config in ("length.py", "config/bpe_untied.py"):
         assert call(train.main, "config/tiny.py", config, *SHAPE, cwd=fork) == 0
-    runs = ["out/tiny-length-s1337", "out/tiny-bpe_untied-s1337"]
+    runs = ["out/tiny-small-length-s1337", "out/tiny-small-bpe_untied-s1337"]
+    counts, = (r["params"] for r in records(fork / runs[0]) if "params" in r)
+    assert counts["input"] == counts["in_use"] == 17 * 36
     capsys.readouterr()
     assert call(compare.main, *runs, "--baseline=bpe_untied", "--out=results/a", cwd=fork) == 0
     assert "length" in capsys.readouterr().out
@@ -68,32 +79,20 @@ def test_an_arm_of_ones_own_trains_and_is_compared_probed_and_sampled(fork, call
     assert capsys.readouterr().out.startswith("Return the")
 
 
-class BigramEmbedding(LengthEmbedding):
-    """What forks write first, and what cannot work: a vector of the token and the one before it."""
-
-    def forward(self, ids):
-        before = F.pad(ids, (1, 0))[..., :-1]
-        return F.embedding((ids + 31 * before) % 256, self.weight)
-
-
 def test_an_arm_that_reads_its_neighbours_is_not_sampled(fork, refuse, call, monkeypatch):
-    """It trains, but a token that is sampled alone has no neighbour: said in one line."""
+    """It trains, but a token that is sampled alone has no neighbour: said in one line. In RIVALS it
+    would fail test_a_vector_depends_on_its_id_alone."""
     monkeypatch.setitem(model.CODES, "length", BigramEmbedding)
     assert call(train.main, "config/tiny.py", "length.py", *SHAPE, cwd=fork) == 0
-    line = refuse(sample.main, "out/tiny-length-s1337", "--prompt=Return the", cwd=fork)
+    line = refuse(sample.main, "out/tiny-small-length-s1337", "--prompt=Return the", cwd=fork)
     assert "reads more than each token's own id" in line
 
 
-def test_no_arm_of_the_project_reads_its_neighbours(bpe):
-    for arm in OF_THE_PROJECT:
-        refuse_context(build(arm, bpe).eval(), arm)
-
-
-def test_an_unknown_code_is_an_error(fork, refuse, monkeypatch):
-    """A name that is not registered is never some other code."""
-    monkeypatch.delitem(model.CODES, "length")
+def test_an_arm_that_loses_options_is_not_trained(fork, refuse, monkeypatch):
+    """A constructor with **kw takes whatever it is given: it has to name its arguments."""
+    monkeypatch.setitem(model.CODES, "length", LooseEmbedding)
     line = refuse(train.main, "config/tiny.py", "length.py", *SHAPE, cwd=fork)
-    assert "code='length': must be one of learned, binary, affine, kron" in line
+    assert "code='length': its constructor takes **kwargs" in line
 
 
 def test_an_arm_without_a_row_has_a_look_of_its_own():

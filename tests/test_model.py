@@ -1,17 +1,15 @@
-"""The GPT: against torch's own encoder layer, against nanoGPT written out, against itself without
-a cache."""
-import math
-
+"""The GPT: against torch's own encoder layers, against itself without a cache and compiled."""
 import pytest
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from codes import CODES
-from conftest import ARMS, build, config_of
+from conftest import ARMS, build
 from lib.evaluate import input_norm
 from lib.generation import choose, generate
-from model import GPT, Block, GPTConfig, make_embedding, rotate
+from model import CODES, GPT, GPTConfig, make_embedding, rotate
+
+KRON = dict(code="kron", lift="linear", head="table")
 
 
 def small(**options):
@@ -20,118 +18,79 @@ def small(**options):
 
 
 def loud(model):
-    """Weights ten times as large, so that an untrained model has opinions."""
+    """A body and bias far from their start, so that an untrained model has opinions, and a tied one
+    does not only repeat what it reads."""
+    generator = torch.Generator().manual_seed(4)
     with torch.no_grad():
-        for p in model.parameters():
-            if p.dim() > 1:
-                p.mul_(10)
+        for name, p in model.named_parameters():
+            if name.startswith("transformer.h.") or name in ("transformer.wpe.weight", "head_bias"):
+                p.add_(torch.randn(p.shape, generator=generator), alpha=0.3)
     return model.eval()
 
 
 @pytest.fixture
-def ids(bpe, docs):
+def ids(docs):
     """Real text: (4, 12) ids below 128, the bytes of ASCII among them."""
     return torch.tensor([ord(c) for c in " ".join(docs) if ord(c) < 128][:48]).view(4, 12)
 
 
 # ---- equal to what others published ------------------------------------------------------------
 
-@pytest.mark.parametrize("bias", [True, False])
-def test_block_equals_torchs(bias):
-    """A block is torch.nn.TransformerEncoderLayer(norm_first=True, activation="gelu") under a
-    causal mask, with the same weights."""
+# a matrix or a norm of nanoGPT's block, its shape, and its name in torch's encoder layer
+BLOCK = {"ln_1": (48,), "attn.c_attn": (144, 48), "attn.c_proj": (48, 48),
+         "ln_2": (48,), "mlp.c_fc": (192, 48), "mlp.c_proj": (48, 192)}
+TORCHS = ["norm1.", "self_attn.in_proj_", "self_attn.out_proj.", "norm2.", "linear1.", "linear2."]
+
+
+@pytest.mark.parametrize("head, bias", [("tied", True), ("table", True), ("table", False)])
+def test_a_nanogpt_state_dict_gives_the_logits_of_torchs_layers(ids, head, bias):
+    """A state dict by nanoGPT's names loads with strict=True into bpe_tied and bpe_untied; a block
+    is torch.nn.TransformerEncoderLayer(norm_first=True, activation="gelu") under a causal mask."""
     torch.manual_seed(0)
-    block = Block(small(bias=bias))
-    reference = nn.TransformerEncoderLayer(48, 3, 192, dropout=0.0, activation="gelu",
-                                           batch_first=True, norm_first=True, bias=bias)
-    theirs = {"self_attn.in_proj_": "attn.c_attn.", "self_attn.out_proj.": "attn.c_proj.",
-              "linear1.": "mlp.c_fc.", "linear2.": "mlp.c_proj.",
-              "norm1.": "ln_1.", "norm2.": "ln_2."}
-    with torch.no_grad():
-        for p in block.parameters():
-            p.normal_(0, 0.3)
-    ours, state = block.state_dict(), {}
-    for name, mine in theirs.items():
-        for kind in ("weight", "bias") if bias else ("weight",):
-            state[name + kind] = ours[mine + kind]
-    reference.load_state_dict(state)
-    x = torch.randn(2, 16, 48)
-    causal = nn.Transformer.generate_square_subsequent_mask(16)
-    expected = reference(x, src_mask=causal, is_causal=True)
-    assert (block(x) - expected).abs().max() < 1e-4 * expected.abs().max()
-
-
-def nanogpt_names(layers):
-    """The names in a nanoGPT state dict, written out."""
-    names = ["transformer.wte.weight", "transformer.wpe.weight",
-             "transformer.ln_f.weight", "transformer.ln_f.bias", "lm_head.weight"]
-    for i in range(layers):
-        for part in ("ln_1", "attn.c_attn", "attn.c_proj", "ln_2", "mlp.c_fc", "mlp.c_proj"):
-            names += [f"transformer.h.{i}.{part}.{kind}" for kind in ("weight", "bias")]
-    return names
-
-
-def nanogpt_logits(w, ids, heads):
-    """nanoGPT's forward, written out over its state dict."""
-    B, T = ids.shape
-    x = w["transformer.wte.weight"][ids] + w["transformer.wpe.weight"][:T]
-    d = x.size(-1)
-
-    def norm(x, name):
-        return F.layer_norm(x, (d,), w[name + ".weight"], w[name + ".bias"], 1e-5)
-
-    def linear(x, name):
-        return x @ w[name + ".weight"].T + w[name + ".bias"]
-    for layer in range(2):
-        h = f"transformer.h.{layer}."
-        q, k, v = (y.view(B, T, heads, d // heads).transpose(1, 2)
-                   for y in linear(norm(x, h + "ln_1"), h + "attn.c_attn").split(d, 2))
-        scores = q @ k.transpose(2, 3) / math.sqrt(d // heads)
-        scores = scores.masked_fill(torch.ones(T, T).triu(1).bool(), -math.inf)
-        y = (scores.softmax(-1) @ v).transpose(1, 2).reshape(B, T, d)
-        x = x + linear(y, h + "attn.c_proj")
-        u = linear(norm(x, h + "ln_2"), h + "mlp.c_fc")
-        x = x + linear(u * 0.5 * (1 + torch.erf(u / math.sqrt(2))), h + "mlp.c_proj")
-    return norm(x, "transformer.ln_f") @ w["lm_head.weight"].T
-
-
-@pytest.mark.parametrize("head", ["tied", "table"])
-def test_nanogpt_state_dict_loads(ids, head):
-    """A nanoGPT state dict of the same shape loads with strict=True into bpe_tied and bpe_untied
-    and gives nanoGPT's logits."""
-    torch.manual_seed(0)
-    matrices = {"wte": (128, 48), "wpe": (16, 48), "lm_head": (128, 48), "attn.c_attn": (144, 48),
-                "attn.c_proj": (48, 48), "mlp.c_fc": (192, 48), "mlp.c_proj": (48, 192)}
+    shapes = {f"transformer.h.{i}.{name}": shape for i in (0, 1) for name, shape in BLOCK.items()}
+    shapes["transformer.ln_f"] = (48,)
     state = {}
-    for name in nanogpt_names(layers=2):
-        shape = (48,)  # a norm's
-        for part in matrices:
-            if f"{part}." in name:
-                shape = matrices[part]
-        if name.endswith("bias"):
-            shape = shape[:1]
-        state[name] = torch.randn(shape) * (0.2 if len(shape) == 2 else 1)
+    for name, shape in shapes.items():
+        state[f"{name}.weight"] = torch.randn(shape) * (0.2 if len(shape) == 2 else 1)
+        if bias:
+            state[f"{name}.bias"] = torch.randn(shape[:1])
+    for name, rows in (("transformer.wte", 128), ("transformer.wpe", 16), ("lm_head", 128)):
+        state[f"{name}.weight"] = 0.2 * torch.randn(rows, 48)
     if head == "tied":
         state["lm_head.weight"] = state["transformer.wte.weight"]
-    model = GPT(small(bias=True, head=head)).eval()
-    assert set(model.state_dict()) == set(state)
+    model = GPT(small(bias=bias, head=head)).eval()
     model.load_state_dict(state, strict=True)
-    assert (model(ids) - nanogpt_logits(state, ids, heads=3)).abs().max() < 1e-3
+
+    x = state["transformer.wte.weight"][ids] + state["transformer.wpe.weight"][:12]
+    causal = nn.Transformer.generate_square_subsequent_mask(12)
+    for i in (0, 1):
+        layer = nn.TransformerEncoderLayer(48, 3, 192, dropout=0.0, activation="gelu",
+                                           batch_first=True, norm_first=True, bias=bias)
+        layer.load_state_dict({theirs + kind: state[f"transformer.h.{i}.{ours}.{kind}"]
+                               for theirs, ours in zip(TORCHS, BLOCK)
+                               for kind in ("weight", "bias")[:1 + bias]})
+        x = layer(x, src_mask=causal, is_causal=True)
+    norm = state["transformer.ln_f.weight"], state.get("transformer.ln_f.bias")
+    expected = F.layer_norm(x, (48,), *norm) @ state["lm_head.weight"].T
+    assert (model(ids) - expected).abs().max() < 1e-4 * expected.abs().max()
 
 
 # ---- equal to itself ---------------------------------------------------------------------------
 
 @pytest.mark.parametrize("positions", ["learned", "rotary"])
-@pytest.mark.parametrize("code", [dict(), dict(code="kron", lift="linear", head="table"),
+@pytest.mark.parametrize("code", [dict(), KRON, KRON | dict(head="tied", head_bias="zero"),
+                                  KRON | dict(head="code"),
                                   dict(code="affine", lift="tile", head="table")])
 @pytest.mark.parametrize("prompt", [1, 7, 12])
 def test_cached_generation_equals_uncached(ids, positions, code, prompt):
-    """Greedy, token for token, from prompts of several lengths and far past block_size."""
-    model = loud(GPT(small(positions=positions, **code), [bytes([i]) for i in range(128)]))
+    """Greedy, token for token, from prompts of several lengths and far past block_size; every id
+    is of the vocabulary."""
+    spelled = [bytes([i]) for i in range(128)]
+    model = loud(GPT(small(positions=positions, **code), spelled))
     cached, uncached = (
         torch.stack(list(generate(model, ids[:, :prompt], 40, temperature=0, use_cache=use)))
         for use in (True, False))
-    assert torch.equal(cached, uncached)
+    assert torch.equal(cached, uncached) and cached.max() < 128
     assert len(cached.unique()) > 4  # it says something
 
 
@@ -169,26 +128,17 @@ def test_loss_is_the_cross_entropy_of_the_logits(bpe, docs):
     assert model(x, y).item() == pytest.approx(expected.item(), rel=1e-5)
 
 
-def kinds_of_model():
-    """One arm of the papers' codes for each combination of code, lift and head: the others are the
-    same computation. test_rivals.py and test_heads.py compile the rest."""
-    kinds = {}
-    for arm in ARMS:
-        config = config_of(f"configs/{arm}.py")
-        if config.code in CODES:
-            kinds.setdefault((config.code, config.lift, config.head), arm)
-    return list(kinds.values())
-
-
-@pytest.mark.parametrize("arm", kinds_of_model())
-def test_every_model_compiles_whole(bpe, docs, arm):
-    """torch.compile(fullgraph=True) of a whole model: the same loss, logits and gradients."""
+@pytest.mark.parametrize("arm, options", [
+    ("bpe_tied", []), ("bpe_untied", []), ("kron", []), ("kron_code_head", ["--head_bias=zero"]),
+    ("kron_tied", []), ("lowrank_tied", ["--head_bias=unigram"]), ("affine", [])])
+def test_a_model_compiles_whole(bpe, docs, arm, options):
+    """torch.compile(fullgraph=True) of each kind of head: the same loss and gradients.
+    test_rivals.py compiles every input."""
     torch._dynamo.reset()
-    model = loud(build(arm, bpe, "--n_layer=1"))
+    model = loud(build(arm, bpe, "--n_layer=1", *options))
     ids = torch.tensor(bpe.encode(" ".join(docs))[:66]).view(2, 33)
-    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     results = []
-    for forward in (model, compiled):
+    for forward in (model, torch.compile(model, fullgraph=True, backend="aot_eager")):
         model.zero_grad()
         loss = forward(ids[:, :-1], ids[:, 1:])
         loss.backward()
@@ -197,7 +147,7 @@ def test_every_model_compiles_whole(bpe, docs, arm):
         assert (plain - other).abs().max() <= 1e-4 * plain.abs().max()
 
 
-# ---- initial weights ---------------------------------------------------------------------------
+# ---- initial weights and counts ----------------------------------------------------------------
 
 def body_of(model):
     """{name: tensor} of all weights but the input's and the head's."""
@@ -224,18 +174,6 @@ def test_equal_seeds_give_every_arm_the_same_body(bpe, arm):
         assert not drawn or not torch.equal(p, others[name]), name
 
 
-@pytest.mark.parametrize("arm, scale", [
-    ("bpe_tied", 0.02), ("bpe_untied", 0.02), ("bpe_untied_unit", 1), ("bpe_untied_lr", 1),
-    ("kron", 1), ("random", 1), ("binary", 0.5**0.5), ("affine", 0.5**0.5)])
-def test_scale_of_the_input(bpe, arm, scale):
-    """The arms' inputs start at the papers' scales: 0.02 per coordinate, or about 1, or the bits
-    themselves."""
-    vectors = build(arm, bpe).transformer.wte(torch.arange(bpe.vocab_size))
-    assert vectors.square().mean().sqrt().item() == pytest.approx(scale, rel=0.05)
-
-
-# ---- counts ------------------------------------------------------------------------------------
-
 def test_parameters_of_the_124m_shape():
     """Table 38,633,472 (50,304 x 768) against projection 3,145,728 (4,096 x 768), the binary arms
     nothing, and one body."""
@@ -244,16 +182,12 @@ def test_parameters_of_the_124m_shape():
         tied, untied = (GPT(GPTConfig(head=head)).num_params() for head in ("tied", "table"))
     assert tied == {"input": table, "body": body, "head": 0, "total": table + body}
     assert untied == {"input": table, "body": body, "head": table, "total": 2 * table + body}
-    spelled = [b"a"] * 50257
-    for code, lift, inputs in (("kron", "linear", 3_145_728), ("random", "linear", 3_145_728),
-                               ("binary", "tile", 0), ("affine", "tile", 0)):
-        model = make_embedding(GPTConfig(code=code, lift=lift, head="table"), spelled)
-        assert sum(p.numel() for p in model.parameters()) == inputs
-
-
-@pytest.mark.parametrize("V, padded", [(1, 64), (64, 64), (65, 128), (4096, 4096), (50257, 50304)])
-def test_vocabulary_is_padded_to_64(V, padded):
-    assert GPTConfig(vocab_size=V).padded_size == padded
+    padded = [GPTConfig(vocab_size=V).padded_size for V in (1, 64, 65, 4096, 50257)]
+    assert padded == [64, 64, 128, 4096, 50304]
+    for code, inputs in (("kron", 3_145_728), ("random", 3_145_728), ("binary", 0), ("affine", 0)):
+        config = GPTConfig(code=code, lift=CODES[code].lifts[0], head="table")
+        module = make_embedding(config, [b"a"] * 50257)
+        assert sum(p.numel() for p in module.parameters()) == inputs
 
 
 def test_input_norm(bpe):
@@ -280,16 +214,15 @@ def test_sampling_keeps_what_it_should():
     assert frequencies(temperature=0) == [1, 0, 0, 0] and frequencies() == frequencies()
 
 
-# ---- bad input ---------------------------------------------------------------------------------
-
 @pytest.mark.parametrize("options, says", [
     (dict(n_head=5), "n_embd=48 is not divisible by n_head=5"),
     (dict(code="binary", lift="tile"), "head='tied'"), (dict(head="untied"), "table, tied"),
-    (dict(code="kron", lift="tile", head="table"), "linear"),
+    (KRON | dict(lift="tile"), "lift='tile': code 'kron' takes linear"),
     (dict(code="crown"), "code='crown': must be one of learned, binary, affine, kron"),
-    (dict(positions="alibi"), "learned, rotary"), (dict(code_form="dense"), "on_the_fly, table"),
-    (dict(n_layer=0), "at least 1"),
-    (dict(code="kron", lift="linear", head="table", pos_dim=300), "255"), (dict(dropout=1.0), "dropout"),
+    (dict(positions="alibi"), "learned, rotary"), (dict(head="code"), "is head='table'"),
+    (KRON | dict(code_form="dense"), "on_the_fly or table"), (dict(n_layer=0), "at least 1"),
+    (dict(code_form="table"), "code_form='table': code 'learned' takes on_the_fly"),
+    (KRON | dict(pos_dim=300), "255"), (dict(dropout=1.0), "dropout"),
     (dict(positions="rotary", n_head=16), "even")])
 def test_impossible_models(options, says):
     """One line that says what is known; an unknown code is never some other code."""
@@ -297,23 +230,17 @@ def test_impossible_models(options, says):
         GPT(small(**options))
 
 
-# ---- between look-up and body -------------------------------------------------------------------
-
-def test_the_input_multiplier_is_of_the_input_alone(bpe, docs):
-    """A table times 5 after look-up is a table 5 times as large; a tied head does not see it."""
+def test_what_lies_between_look_up_and_body(bpe, docs):
+    """input_multiplier: a table times 5 after look-up is a table 5 times as large; a tied head does
+    not see it. input_norm: RMSNorm of e, whatever its scale."""
     ids = torch.tensor(bpe.encode(" ".join(docs))[:32]).view(1, 32)
-    loud, plain = (build("bpe_untied", bpe, f"--input_multiplier={m}") for m in (5, 1))
+    times5, plain = (build("bpe_untied", bpe, f"--input_multiplier={m}") for m in (5, 1))
     assert torch.equal(plain.embed(ids), plain.transformer.wte(ids))
     with torch.no_grad():
         plain.transformer.wte.weight.mul_(5)
-    torch.testing.assert_close(loud(ids), plain(ids))
+    torch.testing.assert_close(times5(ids), plain(ids))
     tied = build("bpe_tied", bpe, "--input_multiplier=5")
     assert torch.equal(tied.head_rows()[0], tied.transformer.wte.weight)
-
-
-def test_the_input_norm_gives_every_token_the_same_size(bpe, docs):
-    """RMSNorm of e, whatever its scale; the body is given the same whatever the multiplier."""
-    ids = torch.tensor(bpe.encode(" ".join(docs))[:32]).view(1, 32)
     normed, louder = (build("kron", bpe, "--input_norm=True", f"--input_multiplier={m}")
                       for m in (1, 7))
     sizes = normed.embed(ids)[0].square().mean(-1).sqrt()

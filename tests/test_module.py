@@ -1,21 +1,19 @@
 """KroneckerEmbedding in somebody else's model, in the place of an nn.Embedding."""
 import re
-from pathlib import Path
 
 import pytest
-import tiktoken
 import tokenizers
 import torch
 import torch.nn as nn
 
 from codes import KroneckerEmbedding
+from conftest import ROOT
 from lib.tokenizer import HuggingFaceTokenizer, token_bytes
 
-README = Path(__file__).parent.parent / "README.md"
 IDS = torch.tensor([[5, 99, 5], [400, 0, 7]])
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def rust(docs):
     """A byte-level tokenizer of Hugging Face, trained on real text, with an end of text."""
     trained = tokenizers.ByteLevelBPETokenizer()
@@ -23,60 +21,78 @@ def rust(docs):
     return tokenizers.Tokenizer.from_str(trained.to_str())
 
 
-def test_it_is_made_from_a_tokenizer_and_is_like_an_embedding(bpe, rust):
-    """Of each kind of tokenizer the true bytes; the attributes and the repr of an embedding; ids of
-    no elements give no vectors, and a gradient of zero."""
+def test_it_is_made_from_a_tokenizer(bpe, rust):
+    """Of each kind of tokenizer the true bytes; spare rows are zero; too few rows are refused."""
     module = KroneckerEmbedding.from_tokenizer(bpe, 24)
     assert (module.num_embeddings, module.embedding_dim) == (bpe.vocab_size, 24)
-    assert repr(module) == f"KroneckerEmbedding({bpe.vocab_size}, 24, pos_dim=16)"
-    plain = KroneckerEmbedding(bpe.vocab_size, 24, token_bytes(bpe))
-    assert torch.equal(module(IDS), plain(IDS))
+    assert torch.equal(module(IDS), KroneckerEmbedding(bpe.vocab_size, 24, token_bytes(bpe))(IDS))
     padded = KroneckerEmbedding.from_tokenizer(bpe, 24, bpe.vocab_size + 8)
     assert not padded(torch.tensor([bpe.vocab_size + 7])).any()
     with pytest.raises(ValueError, match=f"600 embeddings for a tokenizer of {bpe.vocab_size} ids"):
         KroneckerEmbedding.from_tokenizer(bpe, 24, 600)
-
     of_rust = token_bytes(rust)
     assert of_rust == token_bytes(HuggingFaceTokenizer("x.json", rust.to_str()))
     assert b"".join(of_rust[i] for i in rust.encode("An état").ids) == "An état".encode()
-    assert token_bytes(bpe.encoding) == token_bytes(bpe)
-    assert isinstance(bpe.encoding, tiktoken.Encoding)
+    assert token_bytes(bpe.encoding) == token_bytes(bpe)  # tiktoken's
     with pytest.raises(TypeError, match="the bytes of a list's tokens are not known here"):
         KroneckerEmbedding.from_tokenizer([b"a"], 24)
 
+
+def test_a_tokenizer_that_grows_is_read_again(rust):
+    """An added token is zero until then; afterwards it has its own bytes, the others keep their
+    vectors, and W learns from it. Past the spare rows it is said how many there have to be."""
+    module = KroneckerEmbedding.from_tokenizer(rust, 24, 604)
+    before = module(torch.arange(600)).detach()
+    rust.add_tokens([" zyzzyva", " qat"])
+    added = torch.tensor([rust.token_to_id(" zyzzyva")])
+    assert added == 600 and not module(added).any()
+    assert module.set_tokenizer(rust) is module
+    expected = KroneckerEmbedding(1, 24, [b" zyzzyva"])(torch.tensor([0]))
+    assert torch.equal(module(added), expected)
+    assert torch.equal(module(torch.arange(600)), before)
+    module(added).sum().backward()
+    assert module.W.grad.any()
+    rust.add_tokens([f" word{i}" for i in range(8)])
+    with pytest.raises(ValueError, match="604 embeddings for a tokenizer of 610 ids"):
+        module.set_tokenizer(rust)
+    module.set_tokenizer(rust, 610)
+    assert module.num_embeddings == 610 and module(torch.tensor([609])).any()
+
+
+def test_it_has_no_row_per_token(bpe):
+    """Tying a head to it or resizing it asks for .weight, which names the method instead."""
+    module = KroneckerEmbedding.from_tokenizer(bpe, 24)
+    assert not hasattr(module, "weight")
+    with pytest.raises(AttributeError, match="no wte.weight .* call its set_tokenizer"):
+        module.weight.size()
+
+
+def test_ids_are_taken_as_by_an_embedding(bpe):
+    """None give no vectors and a gradient of zero; those outside the vocabulary are refused: -100
+    marks what a loss leaves out, as an index it would be some other token."""
+    module = KroneckerEmbedding.from_tokenizer(bpe, 24)
     for shape in ((0,), (2, 0)):
         nothing = module(torch.zeros(shape, dtype=torch.long))
         assert nothing.shape == (*shape, 24)
     nothing.sum().backward()
     assert not module.W.grad.any()
-
-
-@pytest.mark.parametrize("id", [-1, -100, 1 << 20])
-def test_ids_outside_the_vocabulary_are_refused_as_by_an_embedding(bpe, id):
-    """-100 marks what a loss leaves out; as an index it would be some other token."""
-    module = KroneckerEmbedding.from_tokenizer(bpe, 24)
     for embedding in (nn.Embedding(bpe.vocab_size, 24), module):
-        with pytest.raises(IndexError):
-            embedding(torch.tensor([3, id]))
-
-
-def test_initial_values_come_back(bpe):
-    """reset_parameters gives what the constructor gave, and leaves the codes alone."""
-    module = KroneckerEmbedding.from_tokenizer(bpe, 24)
-    first = module(IDS).detach()
-    nn.init.zeros_(module.W)
-    module.reset_parameters()
-    assert torch.equal(module(IDS), first)
+        for id in (-1, -100, 1 << 20):
+            with pytest.raises(IndexError):
+                embedding(torch.tensor([3, id]))
 
 
 def test_it_survives_construction_without_memory(bpe):
     """Built on the meta device and filled from a checkpoint alone, it gives the same vectors: the
-    codes are in the checkpoint."""
+    codes are in the checkpoint. reset_parameters gives what the constructor gave."""
     module = KroneckerEmbedding.from_tokenizer(bpe, 24)
     with torch.device("meta"):
         other = KroneckerEmbedding.from_tokenizer(bpe, 24)
     other = other.to_empty(device="cpu")
     other.load_state_dict(module.state_dict())
+    assert torch.equal(other(IDS), module(IDS))
+    nn.init.zeros_(other.W)
+    other.reset_parameters()
     assert torch.equal(other(IDS), module(IDS))
 
 
@@ -101,12 +117,13 @@ def test_a_table_is_not_taken_for_a_projection(strict):
 # ---- transformers, where it is installed -------------------------------------------------------
 
 @pytest.fixture
-def example(rust, tmp_path, monkeypatch):
+def example(rust, tmp_path):
     """The README's lines, run here with a tokenizer that needs no network."""
     transformers = pytest.importorskip("transformers")
     fast = transformers.PreTrainedTokenizerFast(tokenizer_object=rust, eos_token="<|endoftext|>")
     fast.save_pretrained(tmp_path / "gpt2")
-    code, = re.findall(r"```python\n(from transformers.*?)```", README.read_text(), re.S)
+    readme = (ROOT / "README.md").read_text()
+    code, = re.findall(r"```python\n(from transformers.*?)```", readme, re.S)
     config = f"GPT2Config(vocab_size={len(fast)}, n_layer=1, n_embd=24, n_head=2, "
     assert '"gpt2"' in code and "GPT2Config(" in code
     code = code.replace('"gpt2"', repr(str(tmp_path / "gpt2"))).replace("GPT2Config(", config)
@@ -117,12 +134,11 @@ def example(rust, tmp_path, monkeypatch):
 
 def test_the_lines_of_the_readme_train_save_and_load_a_gpt2(example, tmp_path):
     """transformers' GPT-2 with the module in it learns a sentence; what it saved loads as itself,
-    though it is built without memory first."""
+    though it is built without memory first, and in bfloat16 too."""
     names, fast = example
     model = names["model"]
     ids = fast("Return the length of the sequence.", return_tensors="pt")["input_ids"]
     wte = model.get_input_embeddings()
-    assert isinstance(wte, KroneckerEmbedding)
     spelled = b"".join(bytes(wte.bytes[i, :wte.length[i]].tolist()) for i in ids[0])
     assert spelled == b"Return the length of the sequence."
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
@@ -135,27 +151,19 @@ def test_the_lines_of_the_readme_train_save_and_load_a_gpt2(example, tmp_path):
     assert losses[-1] < losses[0] - 1 and losses[0] > 5
     model.save_pretrained(tmp_path / "saved")
     again, info = type(model).from_pretrained(tmp_path / "saved", output_loading_info=True)
-    assert not any(info.values())
-    assert torch.equal(again.eval()(ids).logits, model.eval()(ids).logits)
+    logits = model.eval()(ids).logits
+    assert not any(info.values()) and torch.equal(again.eval()(ids).logits, logits)
+    half = type(model).from_pretrained(tmp_path / "saved", dtype=torch.bfloat16).eval()
+    assert half(ids).logits.dtype == torch.bfloat16
+    torch.testing.assert_close(half(ids).logits.float(), logits, rtol=0.1, atol=0.1)
 
 
-def test_a_tied_head_is_refused(example):
-    """A head tied to W would score 4,096 rows that are no tokens."""
+def test_what_needs_a_row_per_token_is_refused(example):
+    """A head tied to W would score 4,096 rows that are no tokens; resizing says what to call."""
     names, _ = example
+    with pytest.raises(AttributeError, match="set_tokenizer"):
+        names["model"].resize_token_embeddings(600)
     config = names["model"].config
     config.tie_word_embeddings = True
     with pytest.raises(AttributeError, match="wte.weight"):
         names["KronGPT2"](config)
-
-
-def test_a_pretrained_table_of_the_same_shape_is_named(rust, example, tmp_path):
-    """GPT-2's own checkpoint does not fit: said for what is missing, and W is not the table."""
-    names, fast = example
-    from transformers import GPT2Config, GPT2LMHeadModel
-    config = GPT2Config(vocab_size=4096, n_layer=1, n_embd=24, n_head=2, eos_token_id=0,
-                        bos_token_id=0, tie_word_embeddings=False)
-    plain = GPT2LMHeadModel(config)
-    plain.save_pretrained(tmp_path / "plain")
-    model, info = names["KronGPT2"].from_pretrained(tmp_path / "plain", output_loading_info=True)
-    assert "transformer.wte.W" in info["missing_keys"]
-    assert info["unexpected_keys"] == {"transformer.wte.weight"}

@@ -41,20 +41,19 @@ def same_state(a, b):
     return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
 
 
-class Interruption:
-    """A StopRequest that hears SIGTERM while step number `after` runs."""
-    after = None
+def interruption(step):
+    """A StopRequest that hears SIGTERM while that step runs."""
+    class Interruption:
+        steps = 0
 
-    def __init__(self):
-        self.steps = 0
+        @property
+        def received(self):
+            self.steps += 1
+            return [signal.SIGTERM] if self.steps >= step else []
 
-    @property
-    def received(self):
-        self.steps += 1
-        return [signal.SIGTERM] if self.steps >= self.after else []
-
-    def exit_status(self):
-        return 128 + signal.SIGTERM
+        def exit_status(self):
+            return 128 + signal.SIGTERM
+    return Interruption
 
 
 @pytest.fixture
@@ -64,8 +63,7 @@ def train_in(folder, call, monkeypatch):
     def train_in(*options, after=None):
         with monkeypatch.context() as patch:
             if after:
-                patch.setattr(Interruption, "after", after)
-                patch.setattr(train, "StopRequest", Interruption)
+                patch.setattr(train, "StopRequest", interruption(after))
             status = call(train.main, *TOY, *options, cwd=folder)
         assert status == (143 if after else 0)
         return folder / "out" / "x"
@@ -119,7 +117,7 @@ class Fork:
 def stopping_after(step):
     """For a Fork's `prepare`: a signal is heard in step number `step`."""
     def prepare():
-        Interruption.after, train.StopRequest = step, Interruption
+        train.StopRequest = interruption(step)
     return prepare
 
 
@@ -135,12 +133,12 @@ def with_steps_of(seconds):
     return prepare
 
 
-def ranks(cwds, *options, envs=({}, {}), **kwargs):
+def ranks(cwds, *options, **kwargs):
     """One rank in each of `cwds`, as on as many machines: their Forks."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     world = {"WORLD_SIZE": str(len(cwds)), "LOCAL_WORLD_SIZE": "1", "LOCAL_RANK": "0",
              "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    return [Fork(*options, cwd=cwd, env=world | {"RANK": str(rank)} | env, **kwargs)
-            for rank, (cwd, env) in enumerate(zip(cwds, envs))]
+    return [Fork(*options, cwd=cwd, env=world | {"RANK": str(rank)}, **kwargs)
+            for rank, cwd in enumerate(cwds)]

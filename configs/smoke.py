@@ -1,0 +1,16 @@
+# A toy size for SMOKE=1 of the recipes. It comes after another size and takes over its numbers.
+dataset = "docstrings"
+vocab_size = 0
+device = "cpu"
+n_layer = 2
+n_head = 3
+n_embd = 48
+block_size = 64
+batch_size = 2
+gradient_accumulation_steps = 4
+max_steps = 10
+warmup_steps = 2
+learning_rate = 3e-3
+min_lr = 3e-4
+eval_interval = 5
+eval_tokens = 1024
