@@ -86,17 +86,11 @@ def test_the_worked_example_is_so():
 
 
 def test_its_answers_are_those_of_the_results():
-    """Each gap of its table stands on a page of results/ with its interval; results/answers.md,
-    once compare.py has written it, stands in it word for word."""
-    rows = re.findall(r"^\|.*\| (\w+ - \w+) \| \w+: (\S+) \[(\S+), (\S+)\] \|$", README, re.M)
-    pages = (ROOT / "results" / "tiny.md").read_text() + (ROOT / "results/tiny2.md").read_text()
-    for contrast, *numbers in rows:
-        found = " ".join(re.findall(rf"\| {contrast} +\|.*", pages))
-        there = {float(number) for number in re.findall(r"[+-]\d\.\d+", found)}
-        assert all(min(abs(x - float(n)) for x in there) < 6e-4 for n in numbers), contrast
-    assert len(rows) >= 8
-    answers = ROOT / "results" / "answers.md"
-    assert not answers.is_file() or answers.read_text() in README
+    """results/answers.md, which compare.py writes, stands in it line by line: the answer on the
+    first screen, the rest below."""
+    answer, *others = (ROOT / "results" / "answers.md").read_text().split("\n\n")
+    assert answer in README[:2000] and all(part.strip() in README for part in others)
+    assert len(answer.splitlines()) == 1 and 6 <= len("".join(others).splitlines()) <= 9
 
 
 def test_the_diff_that_adds_an_arm(small_data, tmp_path, call, monkeypatch):

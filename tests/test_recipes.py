@@ -67,7 +67,10 @@ def test_a_size_fits_its_gpu(size, gpu, said, call, capsys, tmp_path):
     wanted = re.search(rf"^    {size}\) tokens=(\S+)", header, re.M)[1]
     assert tokens <= float(wanted) < 1.02 * tokens
     assert f"{tokens / 1e6:.0f}M" == said or f"{tokens / 1e9:.1f}B" == said
-    assert re.search(rf"^# {size} .* {re.escape(said)} .*{gpu}: ", header, re.M)
+    hours = re.search(r"seeds ([\d.]+) to ([\d.]+) hours", out).groups()  # of twice as many runs
+    low, high = (f"{float(number) / 2:.0f}" for number in hours)
+    line, = re.findall(rf"^# {size} .* {re.escape(said)} .*$", header, re.M)
+    assert f"{gpu}: {low} to {high}" in line
 
 
 def test_the_demo_chooses_steps_that_fill_its_minutes():
