@@ -6,12 +6,12 @@
     python bench.py step configs/kron.py configs/kron.py,code_form=table
 
 A config file that sets `code` is an arm, with keys of its own after commas; other files and
---key=value are train.py's and hold for all arms. `codes` runs forward and backward of each input
-alone, in float32, and both forms of a code that has two; `step` runs whole steps by train.py's
-train_step. Token ids are those of data/docstrings, or of --dataset=NAME: real text repeats tokens.
+--key=value are train.py's and hold for all arms. `codes` times forward and backward of each input
+alone, in float32, in both forms where a code has two; `step` times train.py's train_step. Token ids
+are those of data/docstrings, or of --dataset=NAME: real text repeats tokens.
 
-The rows of a table are measured in turn: A B A B ... Times are the median (lowest - highest) of the
-rounds; a ratio is to the last row, round by round.
+Rows are measured in turn: A B A B ... Times are the median (lowest - highest) of the rounds; a
+ratio is to the last row, round by round.
 """
 import json
 import statistics
@@ -36,8 +36,8 @@ WARMUP = 2  # uncounted rounds: memory is allocated, graphs are compiled
 
 
 def measure(works, rounds):
-    """{name: work(i)} -> {name: {"ms", "ratio"}}, a list over rounds each. A round runs each work
-    once, until the GPU is done, if there is one; ratios are to the last."""
+    """{name: work(i)} -> {name: {"ms", "ratio" to the last}}, a list over rounds each. A round runs
+    each work once, until the GPU is done, if there is one."""
     ms = {name: [] for name in works}
     wait = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
     for i in tqdm(range(WARMUP + rounds), "rounds", leave=False):
@@ -68,7 +68,7 @@ def compiled(module, config):
 
 
 def every_input():
-    """Config files, one for each input that is no table, and last a table's."""
+    """A config file for each input that is no table, and last a table's."""
     found = {}
     for path in sorted((ROOT / "configs").glob("*.py")):
         values = read_config(path) | {"head": ""}
@@ -78,16 +78,14 @@ def every_input():
 
 
 def read_arms(args, default, both_forms):
-    """The command line -> {name: Config}. `default`: the arms where it names none; `both_forms`: a
-    code that has two is there in both."""
-    shared, arms = ["--dataset=docstrings"], []
+    """The command line -> {name: Config}; `default` where it names no arm."""
+    shared, arms, found = ["--dataset=docstrings"], [], {}
     for arg in args:
         is_arm = not arg.startswith("-") and "code" in read_config(arg.split(",")[0])
         (arms if is_arm else shared).append(arg)
-    found = {}
     for arm in arms or default:
         path, *changes = arm.split(",")
-        config = compose([*shared, path, *(f"--{change}" for change in changes)])[0]
+        config, _, _ = compose([*shared, path, *(f"--{change}" for change in changes)])
         check(config, 1)
         name = ",".join([Path(path).stem, *changes])
         found[name] = config
@@ -120,10 +118,7 @@ def whole_step(config, data, device):
     model = build_model(asdict(config), data.tokenizer).to(device)
     optimizer, forward = make_optimizer(model, config), compiled(model, config)
     scaler = torch.amp.GradScaler(device.type, enabled=config.dtype == "float16")
-
-    def work(i):
-        train_step(i, forward, model, optimizer, scaler, data, config)
-    return work, {}
+    return lambda i: train_step(i, forward, model, optimizer, scaler, data, config), {}
 
 
 def main():
@@ -146,13 +141,14 @@ def main():
           f"{config.gradient_accumulation_steps} such; {config.n_layer} layers, "
           f"d {config.n_embd}, V {data.tokenizer.vocab_size:,}, {config.dtype}, "
           f"compile={config.compile}\n")
-    works, facts = {}, {}
-    for name, arm in arms.items():
-        works[name], facts[name] = make(arm, data, device)
-    result = {name: row | facts[name] for name, row in measure(works, args.rounds).items()}
-    rows = [[arm, spread(row["ms"], 2), spread(row["ratio"], 3),
-             *(f"{fact:,.2f}" for fact in facts[arm].values())] for arm, row in result.items()]
-    print(markdown_table([args.what, "ms", f"ratio to {name}", *facts[name]], rows))
+    made = {name: make(arm, data, device) for name, arm in arms.items()}
+    result = measure({name: work for name, (work, _) in made.items()}, args.rounds)
+    rows = []
+    for name, (_, facts) in made.items():
+        ms, ratio = spread(result[name]["ms"], 2), spread(result[name]["ratio"], 3)
+        rows.append([name, ms, ratio, *(f"{fact:,.2f}" for fact in facts.values())])
+        result[name] |= facts
+    print(markdown_table([args.what, "ms", f"ratio to {name}", *facts], rows))
     if args.out:
         Path(args.out).parent.mkdir(parents=True, exist_ok=True)
         text = json.dumps(about | {"result": result}, indent=1) + "\n"

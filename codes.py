@@ -7,9 +7,8 @@
     kron     z = standardised sum_i of byte_i (x) position i  linear: z W              256 P d
 
 binary and affine: A. Bochkov, arXiv 2605.09751. kron: R. Shravan, arXiv 2605.29459. rivals.py has
-the other answers to the same question.
-
-To add an arm, write a `TokenEmbedding` and name it in `CODES` or in `RIVALS` of rivals.py.
+other answers to the same question. To add one, write a `TokenEmbedding` and name it in `RIVALS`.
+`python codes.py WORD...` prints the codes of words.
 """
 import hashlib
 import itertools
@@ -28,8 +27,8 @@ def draw(seed, name, shape):
 
 
 class TokenEmbedding(nn.Module):
-    """What all arms share. An arm has `forward(ids)`, ids (...) -> (..., d), where each vector
-    depends on its own id alone, and adds its trained weights with `add_weight`."""
+    """What all arms share: ids (...) -> vectors (..., d), each of its own id alone. An arm has
+    `vectors(ids)`, (n,) -> (n, d), or its own `forward`, and adds its weights by `add_weight`."""
     lifts = head_lifts = ("linear",)  # values of --lift; those with which it can also be a head
     forms = ("on_the_fly",)           # values of --code_form
     arguments = ("std",)              # what the constructor takes of a run: token_bytes, seed, ...
@@ -43,20 +42,29 @@ class TokenEmbedding(nn.Module):
         self.std, self.stds = std or self.default_std, {}
 
     def add_weight(self, name, shape, std):
-        """A trained matrix, which `reset_parameters` draws from N(0, std)."""
+        """A trained matrix of normal numbers with mean 0 and deviation std."""
         setattr(self, name, nn.Parameter(torch.empty(shape)))
         self.stds[name] = std
+        self.reset_parameters()
 
     @torch.no_grad()
     def reset_parameters(self, seed=0, name=""):
-        """Draw the weights: each a pure function of (seed, name, shape)."""
+        """Draw the weights, each a pure function of (seed, name, shape)."""
         for key, std in self.stds.items():
             weight = self.get_parameter(key)
             drawn = name + ("weight" if key == "W" else key)  # W is drawn as a table is
             weight.normal_(0, std, generator=draw(seed, drawn, weight.shape))
 
+    def forward(self, ids):
+        """Each distinct id once; torch.compile needs static shapes, so there every id."""
+        if torch.compiler.is_compiling():
+            return self.vectors(ids.flatten()).view(*ids.shape, -1)
+        distinct, where = ids.unique(return_inverse=True)
+        return F.embedding(where, self.vectors(distinct))
+
     def params_in_use(self, vocab_size):
-        """Trained parameters that some token of the vocabulary reads: all, if none are idle."""
+        """Trained parameters that some token names: all, if none are idle. kron's idle rows enter
+        by the sum of all rows alone."""
         return sum(p.numel() for p in self.parameters() if p.requires_grad)
 
 
@@ -64,6 +72,7 @@ class LearnedEmbedding(TokenEmbedding, nn.Embedding):
     """e(t) = E[t], E ~ N(0, std): the table that the others replace."""
     lifts = head_lifts = ("none",)
     default_std = 0.02
+    forward = nn.Embedding.forward
 
     def __init__(self, num_embeddings, embedding_dim, std=None):
         self.std = std or self.default_std
@@ -75,11 +84,8 @@ class LearnedEmbedding(TokenEmbedding, nn.Embedding):
 
 
 class FixedCode(TokenEmbedding):
-    """e(t) = lift(code(t)) in two forms that give the same vectors: `on_the_fly` computes the codes
-    from the ids; `table` looks them up in a buffer, V x D.
-
-    A subclass has `code(ids)`, (n,) -> (n, D), and `lift(code)`, (..., D) -> (..., d).
-    """
+    """e(t) = lift(code(t)): a subclass has `code(ids)`, (n,) -> (n, D), and `lift(code)`, (..., D)
+    -> (..., d). Both forms give the same vectors; `table` holds all codes in a buffer, V x D."""
     forms = ("on_the_fly", "table")
 
     def set_form(self, form):
@@ -111,14 +117,9 @@ def tile(code, width):
 
 def affine_code(code, A, b):
     """A c + b over GF(2), one to one if A (K' x K) has rank K. 2605.09751, there with K' = K.
-    (..., K) float -> (..., K') float. Small integers are exact in every float format, so a matrix
-    product and a remainder are arithmetic over GF(2)."""
+    (..., K) float -> (..., K') float. Integers to 256 are exact in bfloat16 too, so a matrix
+    product and a remainder are arithmetic over GF(2). The way back is A^-1 (code + b)."""
     return (code @ A.to(code.dtype).T + b).to(code.dtype) % 2
-
-
-def affine_decode(code, A, b):
-    """The x with `affine_code(x, A, b) == code`: A^-1 (c + b). (..., K') -> (..., K)."""
-    return affine_code((code + b) % 2, gf2_inverse(A), torch.zeros(A.size(1), dtype=b.dtype))
 
 
 def gf2_inverse(A):
@@ -166,35 +167,28 @@ class BinaryEmbedding(FixedCode):
     options = {"code_levels": "bits"}
 
     def __init__(self, num_embeddings, embedding_dim, vocab_size, lift="tile", form="on_the_fly",
-                 std=None, code_levels="bits"):
+                 std=None, code_levels="bits", A=None, b=None):
         super().__init__(num_embeddings, embedding_dim)
         if code_levels not in ("bits", "signs"):
             raise ValueError(f"code_levels='{code_levels}': must be one of bits, signs")
-        self.bits = self.code_width = code_bits(vocab_size)
-        self.signs = code_levels == "signs"
-        self.prepare()
-        if not self.signs:  # for signs it is 1
-            codes = self.code(torch.arange(vocab_size, device="cpu"))
-            codes = tile(codes, embedding_dim) if lift == "tile" else codes
-            self.default_std = codes.square().mean().sqrt().item() or 1.0  # 0 only where V = 1
+        self.bits, self.signs = code_bits(vocab_size), code_levels == "signs"
+        self.code_width = self.bits if A is None else len(A)
+        self.register_buffer("A", A)
+        self.register_buffer("b", b)
+        codes = self.code(torch.arange(vocab_size, device="cpu"))
+        codes = tile(codes, embedding_dim) if lift == "tile" else codes
+        self.default_std = codes.square().mean().sqrt().item() or 1.0  # 0 only where V = 1
         self.std = std or self.default_std
         scale, self.W = self.std / self.default_std, None
         if lift == "linear":
             self.add_weight("W", (self.code_width, embedding_dim), scale * self.code_width**-0.5)
-        # a buffer, so that a code without weights follows .to(dtype) as well
-        self.register_buffer("scale", torch.tensor(scale), persistent=False)
+        self.register_buffer("scale", torch.tensor(scale), persistent=False)  # follows .to(dtype)
         self.set_form(form)
-        self.reset_parameters()
-
-    def prepare(self):
-        """Make what `mixed` needs: here nothing."""
-
-    def mixed(self, bits):
-        """The code's zeros and ones from the id's, (..., K) -> (..., K'): here the same."""
-        return bits
 
     def code(self, ids):
-        code = self.mixed(binary_code(ids, self.bits))
+        code = binary_code(ids, self.bits)
+        if self.A is not None:
+            code = affine_code(code, self.A, self.b)
         return 2 * code - 1 if self.signs else code
 
     def lift(self, code):
@@ -207,30 +201,21 @@ class AffineEmbedding(BinaryEmbedding):
 
     As published A is K x K, the minimal code (`code_width` 0). A wide code, this project's own, has
     K' > K rows, distinct and not zero: each entry is the parity of some of the id's bits, plain or
-    flipped. As signs any two entries are orthogonal over all 2^K ids: K bits become K' features
-    that are easy to read, and nothing is trained. K' is at most d and 2^K - 1 (-1: that many); with
-    every row it is the Hadamard code. Nearest in print: Modular Linear Tokenization, 2025.
-    """
+    flipped. As signs any two entries are orthogonal over all 2^K ids. K' is at most d and 2^K - 1
+    (-1: that many); with every row it is a Hadamard code without its constant column."""
     arguments = (*BinaryEmbedding.arguments, "seed")
     options = BinaryEmbedding.options | {"code_width": 0}
 
     def __init__(self, num_embeddings, embedding_dim, vocab_size, lift="tile", form="on_the_fly",
                  std=None, code_levels="bits", code_width=0, seed=0):
-        self.asked, self.seed = code_width, seed
-        super().__init__(num_embeddings, embedding_dim, vocab_size, lift, form, std, code_levels)
-
-    def prepare(self):
-        most = max(self.bits, min(self.embedding_dim, 2**self.bits - 1))
-        self.code_width = {0: self.bits, -1: most}.get(self.asked, self.asked)
-        if not self.bits <= self.code_width <= most:
-            raise ValueError(f"code_width={self.asked}: code 'affine' takes {self.bits} to {most} "
-                             "here, 0 for the fewest, -1 for the most")
-        A, b = draw_affine(self.bits, self.seed, self.code_width)
-        self.register_buffer("A", A)
-        self.register_buffer("b", b)
-
-    def mixed(self, bits):
-        return affine_code(bits, self.A, self.b)
+        K = code_bits(vocab_size)
+        most = max(K, min(embedding_dim, 2**K - 1))
+        rows = {0: K, -1: most}.get(code_width, code_width)  # K'
+        if not K <= rows <= most:
+            raise ValueError(f"code_width={code_width}: code 'affine' takes {K} to {most} here, "
+                             "0 for the fewest, -1 for the most")
+        super().__init__(num_embeddings, embedding_dim, vocab_size, lift, form, std, code_levels,
+                         *draw_affine(K, seed, rows))
 
 
 # ---- Kronecker codes ---------------------------------------------------------------------------
@@ -247,31 +232,28 @@ def pack_bytes(token_bytes, count, pos_dim):
     return torch.from_numpy(packed), torch.from_numpy(length)
 
 
-def kron_levels(pos_dim, D):
-    """(scale, shift), (P + 1,) float32 each, indexed by a token's length L: its code z is scale +
-    shift in the L entries where it has a byte, and shift in the D - L others.
-
-    kappa is s = 1/sqrt(L) in the former and 0 in the latter; z = (kappa - mean) / (std + 1e-6), std
-    unbiased. 2605.29459, worked out. L = 0 gives the zero vector.
-    """
+def kron_levels(pos_dim, D, centred=True):
+    """(scale, shift), (P + 1,) float32 each, by a token's length L: z = (kappa - mean) / (std +
+    1e-6) is scale + shift in the L entries where kappa is s = 1/sqrt(L), and shift in the D - L
+    where it is 0. The std is unbiased. 2605.29459. L = 0 gives the zero vector."""
     L = torch.arange(1, pos_dim + 1, dtype=torch.float64)
     s = L**-0.5
     mean = L * s / D
     std = ((L * (s - mean)**2 + (D - L) * mean**2) / (D - 1)).sqrt() + 1e-6
-    return tuple(F.pad(x / std, (1, 0)).float() for x in (s, -mean))
+    return tuple(F.pad(x / std, (1, 0)).float() for x in (s, -mean * centred))
 
 
 class KroneckerEmbedding(FixedCode):
     """e(t) = z(bytes(t)) W: V*(P+1) bytes of buffer, and W (D x d) ~ N(0, 1/sqrt(D)), so that
-    rms(e) starts at 1. `set_bytes` fills a free slot.
+    rms(e) starts at 1.
 
     Because z takes two values, the dense code never has to exist: with row(i) = byte_i * P + i,
         e(t) = scale[L] * sum_i W[row(i)] + shift[L] * sum_j W[j],
-    a bag of at most P rows of W plus a rank-one term. A batch repeats tokens, so each distinct id
-    is summed once.
+    a bag of at most P rows of W plus a rank-one term.
     """
     reads_bytes = True
     arguments, options = ("token_bytes", "form", "std"), {"pos_dim": 16}
+    centred = True  # False: without the mean term
 
     def __init__(self, num_embeddings, embedding_dim, token_bytes, pos_dim=16, form="on_the_fly",
                  std=None, persistent=False):
@@ -279,11 +261,11 @@ class KroneckerEmbedding(FixedCode):
         self.pos_dim = pos_dim
         self.code_width = self.width()  # D
         self.add_weight("W", (self.code_width, embedding_dim), self.std * self.code_width**-0.5)
-        buffers = (*pack_bytes(token_bytes, num_embeddings, pos_dim), *self.levels())
+        buffers = (*pack_bytes(token_bytes, num_embeddings, pos_dim),
+                   *kron_levels(pos_dim, self.code_width, self.centred))
         for name, value in zip(("bytes", "length", "scale", "shift"), buffers):
             self.register_buffer(name, value, persistent)  # ours follow from the tokenizer
         self.set_form(form)
-        self.reset_parameters()
 
     @classmethod
     def from_tokenizer(cls, tokenizer, embedding_dim, num_embeddings=0, pos_dim=16, std=None):
@@ -303,6 +285,8 @@ class KroneckerEmbedding(FixedCode):
                              "num_embeddings, and give the head as many rows")
         self.num_embeddings, device = count, self.bytes.device
         self.bytes, self.length = (x.to(device) for x in pack_bytes(spelled, count, self.pos_dim))
+        if self.table is not None:
+            self.table = self.code(torch.arange(count, device=device))
         return self
 
     def __getattr__(self, name):
@@ -312,20 +296,14 @@ class KroneckerEmbedding(FixedCode):
         return super().__getattr__(name)
 
     def width(self):
-        """D, the width of the code."""
-        return 256 * self.pos_dim
-
-    def levels(self):
-        """The two values of a code for each length."""
-        return kron_levels(self.pos_dim, self.code_width)
+        return 256 * self.pos_dim  # D
 
     def set_bytes(self, id, raw):
         """Give one id other bytes, as for a forced out-of-vocabulary word in a free slot."""
-        ids = torch.tensor([id], device=self.bytes.device)
         packed, length = pack_bytes([raw], 1, self.pos_dim)
-        self.bytes[ids], self.length[ids] = packed.to(ids.device), length.to(ids.device)
+        self.bytes[id], self.length[id] = packed[0], length[0]
         if self.table is not None:
-            self.table[ids] = self.code(ids)
+            self.table[id] = self.code(torch.tensor([id], device=self.bytes.device))[0]
 
     def rows(self, ids):
         """The rows of W that each id sums: (n,) -> (n, P); those from column L on do not count."""
@@ -347,40 +325,27 @@ class KroneckerEmbedding(FixedCode):
         return code.to(self.W.dtype) @ self.W
 
     def vectors(self, ids):
-        """e(t) of each id, repeated ids too: (n,) -> (n, d). Ragged bags are fast on a CPU;
-        torch.compile needs static shapes, and fuses: (n, P, d) is never in memory."""
+        """Ragged bags are fast on a CPU; torch.compile needs static shapes, and fuses: (n, P, d) is
+        never in memory."""
         rows, present, L = self.rows(ids), self.present(ids), self.length[ids].long()
         if torch.compiler.is_compiling():
             summed = (self.W[rows] * present.unsqueeze(-1)).sum(-2)
         else:
-            summed = F.embedding_bag(rows[present], self.W, L.cumsum(0) - L, mode="sum")
+            count = present.sum(-1)
+            summed = F.embedding_bag(rows[present], self.W, count.cumsum(0) - count, mode="sum")
         L = L.unsqueeze(-1)
         return (self.scale[L] * summed + self.shift[L] * self.W.sum(0)).to(self.W.dtype)
 
     def forward(self, ids):
-        return once_per_id(self.vectors, ids) if self.table is None else super().forward(ids)
+        if self.table is None:
+            return TokenEmbedding.forward(self, ids)
+        return super().forward(ids)
 
     def params_in_use(self, vocab_size):
         ids = torch.arange(vocab_size, device=self.length.device)
         rows = self.rows(ids)[self.present(ids)].unique()
         return len(rows) * self.embedding_dim * self.W.requires_grad
 
-
-def once_per_id(vectors, ids):
-    """`vectors`, (n,) -> (n, d), of ids (...), computed once for each distinct id: (..., d).
-    torch.compile needs static shapes: there every id is computed."""
-    if torch.compiler.is_compiling():
-        return vectors(ids.flatten()).view(*ids.shape, -1)
-    distinct, where = ids.unique(return_inverse=True)
-    return F.embedding(where, vectors(distinct))
-
-
-# name: class. rivals.py has more.
-CODES = {"learned": LearnedEmbedding, "binary": BinaryEmbedding, "affine": AffineEmbedding,
-         "kron": KroneckerEmbedding}
-
-
-# ---- python codes.py [WORD...] ------------------------------------------------------------------
 
 def kron_rows(raw, pos_dim=16):
     """Which rows of W kron sums for a token with these bytes: a list of at most P numbers."""
@@ -393,20 +358,20 @@ def kron_cosine(a, b, pos_dim=16):
     return F.cosine_similarity(z[0], z[1], dim=0).item()
 
 
+CODES = {"learned": LearnedEmbedding, "binary": BinaryEmbedding, "affine": AffineEmbedding,
+         "kron": KroneckerEmbedding}
+
+
 def main():
-    """The codes of words as they stand in running text, with a space before them."""
+    """The codes of words (unset: run runs RUN ran) as in running text, with a space before them."""
     from lib.config import ROOT  # here, as in set_tokenizer
-    from lib.errors import InputError, Parser
+    from lib.errors import Parser
     from lib.run_folder import load_checkpoint
     from lib.tokenizer import from_state, token_bytes
     parser = Parser(description=main.__doc__)
-    parser.add_argument("words", nargs="*", metavar="WORD", default=["run", "runs", "RUN", "ran"],
-                        help="default: run runs RUN ran")
-    words = dict.fromkeys(f" {word.removeprefix(' ')}" for word in parser.parse_args().words)
-    try:
-        words = {word: word.encode() for word in words}
-    except UnicodeError as error:
-        raise InputError(f"a word is not UTF-8 ({error})") from None
+    parser.add_argument("words", nargs="*", metavar="WORD", default=["run", "runs", "RUN", "ran"])
+    words = [f" {word.removeprefix(' ')}" for word in parser.parse_args().words]
+    words = {word: word.encode(errors="surrogateescape") for word in words}  # bytes as they came
     tok = from_state(load_checkpoint(ROOT / "results" / "demo" / "kron.pt")["tokenizer"])
     strings, K = token_bytes(tok), code_bits(tok.vocab_size)
     A, b = draw_affine(K, seed=1337)

@@ -1,32 +1,30 @@
 """A GPT whose only knob of interest is the input embedding.
 
-    from model import GPT, GPTConfig
     model = GPT(GPTConfig(vocab_size=50257, code="kron", lift="linear", head="table"), token_bytes)
     logits, loss = model(ids), model(ids, targets)
 
-Architecture and parameter names are nanoGPT's: a nanoGPT state dict of the same shape loads into a
+Architecture and parameter names are nanoGPT's: its state dict of the same shape loads into a
 `learned` model with strict=True.
 """
 import inspect
 import math
+from collections import OrderedDict
 from dataclasses import asdict, dataclass, make_dataclass, replace
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from codes import CODES as PAPERS, draw
+from codes import CODES as PAPERS, TokenEmbedding, draw
 from rivals import RIVALS
 
 CODES = PAPERS | RIVALS
-# The keys of all arms' own, each with its default; arms that share one agree on it.
-OPTIONS = {key: default for kind in CODES.values() for key, default in kind.options.items()}
+OPTIONS = {}  # the keys of all arms' own, each with its default; arms that share one agree on it
 
 
 @dataclass
 class Architecture:
-    """Everything that decides the model, but for OPTIONS. The defaults are GPT-2's 124M shape. The
-    comments are what `train.py --help` prints."""
+    """What decides the model, but for OPTIONS. `train.py --help` prints the comments."""
     vocab_size: int = 50257
     block_size: int = 1024          # context, in tokens
     n_layer: int = 12
@@ -47,8 +45,7 @@ class Architecture:
 
     @property
     def padded_size(self):
-        """The vocabulary rounded up to a multiple of 64, which matrix units like: 50,257 becomes
-        50,304."""
+        """The vocabulary rounded up to a multiple of 64, for matrix units: 50,304 for 50,257."""
         return -(-self.vocab_size // 64) * 64
 
     def check(self):
@@ -68,10 +65,7 @@ class Architecture:
             if getattr(self, key) not in values:
                 refuse(key, f"code '{self.code}' takes {' or '.join(values)}")
         if self.head != "table" and self.lift not in kind.head_lifts:
-            refuse("head", f"code '{self.code}' with lift '{self.lift}' cannot be a head; set "
-                           "head='table'")
-        if self.head == "code" and issubclass(kind, nn.Embedding):
-            refuse("head", "a learned table of its own is head='table'")
+            refuse("head", f"code '{self.code}' with lift '{self.lift}' cannot; set head='table'")
         if self.n_embd % self.n_head:
             raise ValueError(f"n_embd={self.n_embd} is not divisible by n_head={self.n_head}")
         if self.positions == "rotary" and self.n_embd // self.n_head % 2:
@@ -80,20 +74,28 @@ class Architecture:
             refuse("dropout", "must be in [0, 1)")
 
 
+for name, kind in CODES.items():
+    if not issubclass(kind, TokenEmbedding):
+        raise TypeError(f"code '{name}': {kind.__name__} has to subclass TokenEmbedding")
+    for key, default in kind.options.items():
+        if hasattr(Architecture, key) or OPTIONS.setdefault(key, default) != default:
+            raise TypeError(f"code '{name}': {key}={default!r} has another default elsewhere")
+
 GPTConfig = make_dataclass("GPTConfig", bases=(Architecture,), fields=[
     (key, type(default), default) for key, default in OPTIONS.items()])
 
 
 def make_embedding(config, token_bytes):
-    """The input embedding of a config: a module, ids (...) -> (..., n_embd). ValueError for a value
-    that its class refuses. A code that reads bytes has a free slot past the vocabulary."""
+    """A config's input embedding. A code that reads bytes has a free slot past the vocabulary."""
     kind = CODES[config.code]
-    if kind.__init__.__code__.co_flags & inspect.CO_VARKEYWORDS:
-        raise ValueError(f"code='{config.code}': its constructor takes **kwargs, in which an "
-                         "option is lost without a word; name its arguments")
+    if kind.__init__.__code__.co_flags & inspect.CO_VARKEYWORDS:  # would lose options silently
+        raise ValueError(f"code='{config.code}': its constructor takes **kwargs: name them")
     known = asdict(config) | {"token_bytes": token_bytes, "form": config.code_form,
                               "std": config.embed_std or None}
     wanted = {name: known[name] for name in (*kind.arguments, *kind.options)}
+    lacking = wanted.keys() - set(kind.__init__.__code__.co_varnames)
+    if lacking:
+        raise ValueError(f"code='{config.code}': its constructor has no {', '.join(lacking)}")
     rows = max(config.padded_size, config.vocab_size + kind.reads_bytes)
     return kind(rows, config.n_embd, **wanted)
 
@@ -105,18 +107,8 @@ def rotate(x, cos, sin):
     return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).type_as(x)
 
 
-def attention_on_cpu(q, k, v, dropout):
-    """Causal attention of a prompt, written out: (B, H, T, w) each -> (B, H, T, w). In bfloat16 on
-    a CPU it is twice as fast as torch's own, whose backward pass does not use the matrix units."""
-    T = q.size(2)
-    future = torch.full((T, T), -math.inf, dtype=q.dtype).triu(1)
-    scores = (q * q.size(-1)**-0.5) @ k.transpose(2, 3) + future  # (B, H, T, T)
-    return F.dropout(scores.softmax(-1), dropout) @ v
-
-
 class CausalSelfAttention(nn.Module):
-    """Multi-head causal attention, (B, T, d) -> (B, T, d); with a cache, x continues what it
-    holds."""
+    """Multi-head causal attention, (B, T, d) -> (B, T, d); x follows what a cache holds."""
 
     def __init__(self, config):
         super().__init__()
@@ -136,24 +128,13 @@ class CausalSelfAttention(nn.Module):
         # a prompt attends causally; a single token after it attends to all that is cached
         dropout = self.dropout if self.training else 0.0
         if q.device.type == "cpu" and q.dtype == torch.bfloat16 and T > 1:
-            y = attention_on_cpu(q, k, v, dropout)
+            # written out: the backward pass of torch's own leaves the matrix units idle
+            future = torch.full((T, T), -math.inf, dtype=q.dtype).triu(1)
+            scores = (q * q.size(-1)**-0.5) @ k.transpose(2, 3) + future  # (B, H, T, T)
+            y = F.dropout(scores.softmax(-1), dropout) @ v
         else:
             y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=T > 1)
         return self.resid_dropout(self.c_proj(y.transpose(1, 2).reshape(B, T, d)))
-
-
-class MLP(nn.Module):
-    """d -> 4d -> GELU -> d, on each position alone."""
-
-    def __init__(self, config):
-        super().__init__()
-        self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd, bias=config.bias)
-        self.gelu = nn.GELU()
-        self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd, bias=config.bias)
-        self.dropout = nn.Dropout(config.dropout)
-
-    def forward(self, x):
-        return self.dropout(self.c_proj(self.gelu(self.c_fc(x))))
 
 
 class Block(nn.Module):
@@ -161,10 +142,15 @@ class Block(nn.Module):
 
     def __init__(self, config):
         super().__init__()
-        self.ln_1 = nn.LayerNorm(config.n_embd, bias=config.bias)
+        d = config.n_embd
+        self.ln_1 = nn.LayerNorm(d, bias=config.bias)
         self.attn = CausalSelfAttention(config)
-        self.ln_2 = nn.LayerNorm(config.n_embd, bias=config.bias)
-        self.mlp = MLP(config)
+        self.ln_2 = nn.LayerNorm(d, bias=config.bias)
+        self.mlp = nn.Sequential(OrderedDict(
+            c_fc=nn.Linear(d, 4 * d, bias=config.bias),
+            gelu=nn.GELU(),
+            c_proj=nn.Linear(4 * d, d, bias=config.bias),
+            dropout=nn.Dropout(config.dropout)))
 
     def forward(self, x, rotary=None, cache=None, layer=None):
         x = x + self.attn(self.ln_1(x), rotary, cache, layer)
@@ -173,18 +159,15 @@ class Block(nn.Module):
 
 class GPT(nn.Module):
     """ids (B, T), T <= block_size -> logits (B, T, rows of the head), or with targets the mean
-    cross-entropy in nats.
-
-    token_bytes: the bytes of every id (`lib.tokenizer.token_bytes`), for codes that read them;
-    initialise: False where a checkpoint's weights come next. ValueError if there is no such model.
-    """
+    cross-entropy in nats. token_bytes: the bytes of every id. initialise: False if a checkpoint's
+    weights come next. ValueError if there is no such model."""
 
     def __init__(self, config, token_bytes=None, initialise=True):
         super().__init__()
         config.check()
         self.config = config
         wte = make_embedding(config, token_bytes)
-        table = isinstance(wte, nn.Embedding)  # its head has rows of its own, or is this very table
+        table = isinstance(wte, nn.Embedding)
         self.transformer = nn.ModuleDict(dict(
             wte=wte,
             drop=nn.Dropout(config.dropout),
@@ -214,48 +197,42 @@ class GPT(nn.Module):
     def init_weights(self):
         """nanoGPT's initial distributions for the body; the input draws its own. Each value is a
         pure function of (seed, parameter name, shape), so all arms share one body."""
-        coded = {"transformer.wte.": self.transformer.wte}
-        if self.config.head == "code":
-            coded["lm_head."] = self.lm_head
+        coded = {f"{name}.": module for name, module in self.named_modules()
+                 if isinstance(module, TokenEmbedding)}
         for prefix, module in coded.items():
             module.reset_parameters(self.config.seed, prefix)
         for name, p in self.named_parameters():
             if name.startswith(tuple(coded)):
                 continue
-            if p.dim() == 1:
-                p.fill_(0.0 if name.endswith("bias") else 1.0)
-                continue
             std = 0.02
             if name.endswith("c_proj.weight"):  # the residual stream sums 2 * n_layer of these
                 std = 0.02 / math.sqrt(2 * self.config.n_layer)
-            p.normal_(0.0, std, generator=draw(self.config.seed, name, p.shape))
+            if p.dim() == 1:
+                p.fill_(0.0 if name.endswith("bias") else 1.0)
+            else:
+                p.normal_(0.0, std, generator=draw(self.config.seed, name, p.shape))
 
     @torch.no_grad()
     def start_at_unigram(self, counts):
-        """Set the head's bias to log p(token) of counts (V,), each raised by one; ids past the
-        vocabulary get that of a token never seen."""
+        """Set the head's bias to log p(token) of counts (V,), each raised by one."""
         raised = torch.ones(len(self.head_bias), dtype=torch.float64)
         raised[:len(counts)] += torch.from_numpy(counts)
         self.head_bias.copy_((raised / raised[:len(counts)].sum()).log())
 
     @property
     def device(self):
-        """Where the weights are."""
         return self.transformer.ln_f.weight.device
 
     def embed(self, ids):
-        """What the body is given for ids (...), positions aside: (..., d)."""
-        e = self.transformer.wte(ids)
-        if self.config.input_multiplier != 1:
-            e = self.config.input_multiplier * e
+        """What the body gets of ids (...), without positions: (..., d)."""
+        e = self.config.input_multiplier * self.transformer.wte(ids)
         return F.rms_norm(e, e.shape[-1:]) if self.config.input_norm else e
 
     def hidden(self, ids, cache=None):
-        """ids (B, T) -> the final hidden states after the last norm, (B, T, d). With a cache, ids
-        follow what it holds."""
+        """ids (B, T) -> the hidden states after the last norm, (B, T, d). With a cache, ids follow
+        what it holds."""
         start = cache.length if cache is not None else 0
         end = start + ids.size(1)
-        assert end <= self.config.block_size, "more positions than block_size"
         assert start == 0 or ids.size(1) == 1, "after the prompt, a cache takes one token at a time"
         x = self.embed(ids)  # (B, T, d)
         rotary = None
@@ -279,18 +256,16 @@ class GPT(nn.Module):
         return wte if self.config.head == "tied" else self.lm_head
 
     def head_rows(self):
-        """The head: ((rows, d) matrix, (rows,) float32 offset or None), so that logits are
-        h @ matrix^T + offset. Worked out once per forward, and once when generating.
+        """((rows, d) matrix, (rows,) float32 offset or None): logits are h @ matrix^T + offset.
 
         table: V x d of its own. tied: the input's rows, times alpha = 4 / (d rms(e)) if they are
         coded: at the start h is mostly the token's own e, which would take all the probability.
-        code: a second module of the same code, whose rows are scaled to the 0.02 of a table. Ids
-        past the vocabulary have no code: they get -inf, except a slot that was given bytes.
-        """
+        code: a second module of the same code, scaled to the 0.02 of a table. An id past the
+        vocabulary has no code: it gets -inf, except a slot that was given bytes."""
         code = self.head_code
-        offset = self.head_bias if self.config.head_bias != "none" else None
+        bias = self.head_bias if self.config.head_bias != "none" else None
         if code is None:
-            return self.lm_head.weight, offset
+            return self.lm_head.weight, bias
         alpha = 0.02 / code.std
         if self.config.head == "tied":
             alpha = 4 / (self.config.n_embd * code.std)
@@ -300,17 +275,15 @@ class GPT(nn.Module):
         if torch.is_autocast_enabled(self.device.type):
             # one copy that all pieces of the loss share, as autocast itself keeps of a weight
             matrix = matrix.to(torch.get_autocast_dtype(self.device.type))
-        if count > self.config.vocab_size:
-            no_code = (ids >= self.config.vocab_size) & (ids != (self.slot or -1))
-            mask = torch.zeros(count, device=self.device).masked_fill(no_code, -math.inf)
-            if offset is not None and count > len(offset):  # a slot past the padding: as the rarest
-                offset = F.pad(offset, (0, count - len(offset)), value=offset.min().item())
-            offset = mask if offset is None else mask + offset
-        return matrix, offset
+        no_code = (ids >= self.config.vocab_size) & (ids != (self.slot or -1))
+        offset = torch.zeros(count, device=self.device).masked_fill(no_code, -math.inf)
+        if bias is None:
+            return matrix, offset
+        slot = bias.min().expand(count - len(bias))  # past the padding it is as the rarest token
+        return matrix, offset + torch.cat([bias, slot])
 
     def set_bytes(self, raw):
-        """Give the free slot past the vocabulary these bytes, at the input and in a coded head,
-        which can say it from then on; returns its id. For codes that read bytes."""
+        """Give the free slot past the vocabulary these bytes; returns its id."""
         self.slot = self.config.vocab_size
         self.transformer.wte.set_bytes(self.slot, raw)
         if self.config.head == "code":
@@ -325,7 +298,7 @@ class GPT(nn.Module):
         return logits if offset is None else logits.float() + offset
 
     def forward(self, ids, targets=None, per_token=False):
-        """See the class; `per_token` gives each target's nats, (B, T), instead of their mean."""
+        """See the class; `per_token`: the nats of each target, (B, T), not their mean."""
         x, head = self.hidden(ids), self.head_rows()  # (B, T, d)
         if targets is None:
             return self.logits(x, head)
@@ -341,20 +314,15 @@ class GPT(nn.Module):
         return sum(nats) / (targets != -100).sum()  # cross_entropy leaves out targets of -100
 
     def num_params(self):
-        """Trained parameters: {"input", "body", "head", "total"}. What is shared counts once, as
-        input; a position table as body; what `requires_grad_(False)` froze not at all."""
+        """Trained parameters {"input", "body", "head", "total"}; shared ones count as input."""
         def trained(module):
             return sum(p.numel() for p in module.parameters() if p.requires_grad)
         total, inputs = trained(self), trained(self.transformer.wte)
-        head = 0 if self.config.head == "tied" else trained(self.lm_head)
-        if self.config.head_bias != "none":
-            head += self.head_bias.numel()
-        return {"input": inputs, "body": total - inputs - head, "head": head, "total": total}
+        body = trained(self.transformer) - inputs
+        return {"input": inputs, "body": body, "head": total - inputs - body, "total": total}
 
     def flops_per_token(self):
-        """Floating-point operations of forward and backward: 6 per weight that multiplies, plus
-        attention (PaLM, appendix B)."""
+        """Of forward and backward: 6 per weight that multiplies, plus attention (PaLM, app. B)."""
         c = self.config
-        weights = sum(p.numel() for p in self.transformer.h.parameters())
-        weights += c.padded_size * c.n_embd
+        weights = c.padded_size * c.n_embd + sum(p.numel() for p in self.transformer.h.parameters())
         return 6 * weights + 12 * c.n_layer * c.n_embd * c.block_size

@@ -19,6 +19,7 @@ byte for byte those of a run that nothing disturbed. Bad input leaves nothing be
 """
 import contextlib
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -29,7 +30,7 @@ import sys
 import time
 from collections import Counter
 from datetime import datetime, timezone
-from importlib.metadata import distributions
+from importlib.metadata import version
 from pathlib import Path
 
 import filelock
@@ -41,12 +42,9 @@ from lib.errors import InputError, Parser, run, whole_number, write_atomic
 
 SAMPLE = 256_000_000   # characters of training text that a tokenizer is trained on, at most
 SAVE_EVERY = 60        # seconds between saved states: what a kill costs
-BAR = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
 # what can be in data/NAME; meta.json, by which it is known as ours, is deleted last
 OURS = "train.bin", "val.bin", "state.json", "lock", "verified.json", "meta.json"
 
-
-# ---- the split ---------------------------------------------------------------------------------
 
 def hash_number(document):
     """A document's place between 0 and 2^64, by its hash."""
@@ -58,105 +56,56 @@ def is_validation(document, fraction):
     return hash_number(document) < fraction * 2**64
 
 
-def settle_split(documents, fraction):
-    """The fraction for `is_validation` that leaves no side of the opening empty: a fiftieth or
-    more of few documents goes to validation. A corpus of up to text.BATCH characters is all
-    opening. InputError if it has no two different documents."""
-    hashes = sorted({hash_number(document) for document in documents})
-    if len(hashes) < 2:
-        raise InputError("training and validation need two different documents at least, this text "
-                         f"has {len(hashes)}; lines of {text.SEPARATOR} separate them in a file")
-    if len({is_validation(document, fraction) for document in documents}) == 2:
-        return fraction
-    count = min(int(max(fraction, 0.02) * len(hashes)) + 1, len(hashes) - 1)
-    print(f"few documents: {count} of {len(hashes)}, those of the smallest hashes, go to "
-          "validation")
-    return (hashes[count - 1] + hashes[count]) / 2**65
-
-
-# ---- the tokenizer -----------------------------------------------------------------------------
-
 def training_text(found, fraction, limit, sample):
     """The first training documents of the sources, `limit` characters, shared as the tokens are.
-    `sample` counts them. InputError if there are none."""
-    with tqdm(desc="training a tokenizer", total=1.0, bar_format=BAR) as bar:
+    `sample` counts them."""
+    with tqdm(desc="training a tokenizer", total=limit, unit=" characters", unit_scale=1) as bar:
         for source in found:
             wanted = sample["characters"] + limit * source.share
-            for documents, _, done, _ in source.read(source.start()):
-                for document in documents:
-                    if sample["characters"] < wanted and not is_validation(document, fraction):
-                        yield document
-                        sample["documents"] += 1
-                        sample["characters"] += len(document)
-                done = max(done * source.share, min(1, sample["characters"] / limit))
-                bar.update(max(0, done - bar.n))
+            rows = itertools.chain.from_iterable(source.batches(source.start))
+            for document, _ in rows:
                 if sample["characters"] >= wanted:
                     break
-    if not sample["characters"]:
-        raise InputError("no text to train a tokenizer on: there are no documents for train")
-    print(f"trained on the first {sample['characters']:,} characters of training text, "
-          f"{sample['documents']:,} documents")
+                if document and not is_validation(document, fraction):
+                    yield document
+                    sample["documents"] += 1
+                    sample["characters"] += len(document)
+                    bar.update(len(document))
 
 
-def check_tokenizer(tok, opening, lossy):
+def kept_share(tok, opening, lossy):
     """The share of the opening's characters that decoding gives back. Says so if it is under
     99.9 %, InputError if it is under 95 %, unless `lossy`."""
-    if not opening or not isinstance(tok, tokenizer.HuggingFaceTokenizer):
-        return 1.0  # the others lose nothing
     lost = Counter(opening) - Counter(tok.decode(tok.encode(opening)))
-    kept = 1 - lost.total() / len(opening)
+    kept = 1 - lost.total() / max(1, len(opening))
     if kept < 0.999:
         most = ", ".join(repr(character) for character, _ in lost.most_common(5))
-        says = (f"{tok.name} loses {100 * (1 - kept):.1f} % of the characters of this text, "
-                f"most of them {most}; bits per byte then count text that is not there")
+        says = f"{tok.name} loses {100 * (1 - kept):.1f} % of the characters, most of them {most}"
         if kept < 0.95 and not lossy:
             raise InputError(f"{says}; --lossy takes it nevertheless")
-        print(says)
+        print(f"{says}; bits per byte then count text that is not there")
     return kept
 
 
-# ---- text -> ids -------------------------------------------------------------------------------
-
-def begin(args, found, wanted, fraction):
-    """The split, the tokenizer and the state of a preparation that begins: (state, tokenizer)."""
-    opening, *_ = next(found[0].read(found[0].start()), [[]])
-    if not args.tokens:
-        fraction = settle_split(opening, fraction)
-    state = {key: {"train": 0, "val": 0} for key in ("tokens", "documents", "text_bytes")}
-    state |= {"fraction": fraction, "sample": {"documents": 0, "characters": 0}}
-    limit = min(SAMPLE, 5 * sum(wanted.values()))
-    tok = tokenizer.make(args.tokenizer, training_text(found, fraction, limit, state["sample"]),
-                         args.pattern)
-    state["kept"] = check_tokenizer(tok, "".join(opening)[:1_000_000], args.lossy)
-    state["sources"] = {source.name: {"position": source.start(), "used": 0, "skipped": 0,
-                                      "documents": 0, "tokens": 0} for source in found}
-    return state | {"tokenizer": tok.state}, tok
-
-
-def documents(source, tok, at):
-    """(document, ids, share read) of a source from `at` on, which is kept up to date: `used` of the
-    batch after `position` are done, `skipped` rows before it had no text."""
-    for batch, skipped, done, position in source.read(at["position"]):
-        fresh = batch[at["used"]:]
-        for document, ids in zip(fresh, tok.encode_batch(fresh, text.CPUS)):
-            at["used"] += 1
-            yield document, ids, done
-        at.update(position=position, used=0, skipped=at["skipped"] + skipped)
+def encoded(source, tok, position):
+    """(document or None, position after it, ids) of each row of a source from a position on."""
+    for batch in source.batches(position):
+        texts = [document or "" for document, _ in batch]
+        for (document, position), ids in zip(batch, tok.encode_batch(texts)):
+            yield document, position, ids
 
 
 def encode(folder, found, tok, wanted, state):
-    """Encode documents of the sources into folder/{train,val}.bin, from `state` on, until each
-    split has its `wanted` tokens.
-
-    The next document is always from the source that is furthest behind its share. `state` is kept
-    up to date; every SAVE_EVERY seconds it is written to folder/state.json, after the tokens that
-    it counts.
-    """
+    """Encode documents into folder/{train,val}.bin, from `state` on, until each split has its
+    `wanted` tokens. The next document is always from the source that is furthest behind its share.
+    `state` is written to folder/state.json every SAVE_EVERY seconds, after the tokens it counts."""
     dtype, tokens, done = tokenizer.id_type(tok), state["tokens"], state["sources"]
     shares = {source.name: source.share for source in found}
-    streams = {source.name: documents(source, tok, done[source.name]) for source in found}
+    streams = {source.name: encoded(source, tok, done[source.name]["position"])
+               for source in found}
     with (open(folder / "train.bin", "ab") as train, open(folder / "val.bin", "ab") as val,
-          tqdm(desc="encoding", total=1.0, bar_format=BAR) as bar):
+          tqdm(desc="encoding", total=sum(wanted.values()), initial=sum(tokens.values()),
+               unit=" tokens", unit_scale=True) as bar):
         files = {"train": train, "val": val}
 
         def save():
@@ -171,30 +120,30 @@ def encode(folder, found, tok, wanted, state):
             file.truncate(tokens[split] * dtype.itemsize)  # what came after the state was saved
         saved = save()
         while any(tokens[split] < wanted[split] for split in tokens):
-            name = min(streams, key=lambda name: done[name]["tokens"] / shares[name])
-            document, ids, share = next(streams[name], (None, None, None))
-            if document is None:
+            source = min(done, key=lambda name: done[name]["tokens"] / shares[name])
+            row = next(streams[source], None)
+            if not row:
                 break
+            document, done[source]["position"], ids = row
+            if document is None:
+                done[source]["skipped"] += 1
+                continue
             split = "val" if is_validation(document, state["fraction"]) else "train"
             if tokens[split] < wanted[split]:
                 files[split].write(np.array([*ids, tok.eot], dtype).tobytes())
                 tokens[split] += len(ids) + 1
-                done[name]["tokens"] += len(ids) + 1
-                done[name]["documents"] += 1
+                done[source]["tokens"] += len(ids) + 1
+                done[source]["documents"] += 1
                 state["documents"][split] += 1
                 state["text_bytes"][split] += len(document.encode())
-            bar.postfix = f"{sum(tokens.values()):,} tokens"
-            share = max(share, min(1, tokens["train"] / wanted["train"]))
-            bar.update(max(0, share - bar.n))
+                bar.update(len(ids) + 1)
             if time.monotonic() - saved >= SAVE_EVERY:
                 saved = save()
         save()
-        bar.update(1 - bar.n)
 
 
 def prepare(args, found, folder, job, state, tok):
-    """Make a tokenizer and encode the sources, or go on from a state. Returns (tokenizer, what
-    meta.json says of the tokens)."""
+    """Make a tokenizer and encode the sources, or go on from a state: (tokenizer, meta)."""
     wanted, fraction = {"train": math.inf, "val": math.inf}, args.val_fraction
     if args.tokens:
         # the share that fills both splits at the same time; a full split drops the rest
@@ -203,8 +152,24 @@ def prepare(args, found, folder, job, state, tok):
     if state:
         print(f"going on with {folder} at {sum(state['tokens'].values()):,} tokens")
     else:
-        state, tok = begin(args, found, wanted, fraction)
-        state["job"] = job
+        opening = [document for document, _ in next(found[0].batches(found[0].start)) if document]
+        whole = "".join(opening)
+        if len(whole) < text.BATCH and not args.tokens:
+            if len(set(opening)) < 2:
+                raise InputError("training and validation need two different documents at least; "
+                                 f"lines of {text.END_OF_TEXT} separate them in a file")
+            # however few documents there are, one goes to validation: that of the smallest hash
+            smallest = min(map(hash_number, opening))
+            fraction = max(fraction, math.nextafter(smallest / 2**64, 1))
+        sample = {"documents": 0, "characters": 0}
+        limit = min(SAMPLE, 5 * sum(wanted.values()))
+        tok = tokenizer.make(args.tokenizer, training_text(found, fraction, limit, sample),
+                             args.pattern)
+        state = {key: {"train": 0, "val": 0} for key in ("tokens", "documents", "text_bytes")}
+        state["sources"] = {source.name: {"position": source.start, "skipped": 0, "documents": 0,
+                                          "tokens": 0} for source in found}
+        state |= {"job": job, "fraction": fraction, "sample": sample, "tokenizer": tok.state,
+                  "kept": kept_share(tok, whole[:1_000_000], args.lossy)}
     encode(folder, found, tok, wanted, state)
     for split, tokens in state["tokens"].items():
         if not tokens:
@@ -216,27 +181,24 @@ def prepare(args, found, folder, job, state, tok):
 
 
 def adopt(source, folder, dtype):
-    """Copy nanoGPT's train.bin and val.bin, with the characters of a meta.pkl or else GPT-2's ids,
-    into a folder. Returns (tokenizer, what meta.json says of the tokens)."""
+    """Copy nanoGPT's train.bin and val.bin, of the characters of a meta.pkl or else GPT-2's ids,
+    into a folder: (tokenizer, meta)."""
     table = source / "meta.pkl"
-    if table.exists():
-        tok = tokenizer.CharTokenizer(text.nanogpt_characters(table))
-    else:
-        tok = tokenizer.gpt2()
+    characters = text.nanogpt_characters(table) if table.exists() else None
+    tok = tokenizer.CharTokenizer(characters) if characters else tokenizer.gpt2()
     width = np.array([len(raw) for raw in tok.spelled])
     width[tok.eot] = 0  # it separates documents and is no text
     meta = {"tokens": {}, "documents": {}, "text_bytes": {}, "sources": {}, "kept": 1.0}
     for split in ("train", "val"):
-        count = np.zeros(tok.vocab_size, np.int64)
-        every = text.nanogpt_ids(source / f"{split}.bin", dtype)
-        with open(folder / f"{split}.bin", "wb") as copy:
+        path, count = source / f"{split}.bin", np.zeros(tok.vocab_size, np.int64)
+        every = text.nanogpt_ids(path, dtype)
+        with open(folder / path.name, "wb") as copy:
             for i in range(0, len(every), 2**22):
                 ids = every[i:i + 2**22]
-                low, high = ids.min(), ids.max()
-                if low < 0 or high >= tok.vocab_size:
-                    raise InputError(f"{source}/{split}.bin: ids from {low:,} to {high:,}, "
-                                     f"{tok.name} has {tok.vocab_size:,}; characters need meta.pkl "
-                                     "beside the bins, other types --dtype")
+                if ids.min() < 0 or ids.max() >= tok.vocab_size:
+                    raise InputError(f"{path}: ids from {ids.min():,} to {ids.max():,}, {tok.name} "
+                                     f"has {tok.vocab_size:,}; characters need meta.pkl beside the "
+                                     "bins, other types --dtype")
                 copy.write(ids.astype(tokenizer.id_type(tok)).tobytes())
                 count += np.bincount(ids, minlength=tok.vocab_size)
         meta["tokens"][split] = len(every)
@@ -249,14 +211,11 @@ def adopt(source, folder, dtype):
 
 def check_place(final, overwrite):
     """InputError if data/NAME is there and may not be replaced. An empty folder may."""
-    names = {path.name for path in final.iterdir()} if final.is_dir() else set()
-    if not final.exists() or final.is_dir() and not names:
-        return
-    if not {"meta.json"} <= names <= set(OURS):
-        raise InputError(f"{final} exists and holds what prepare.py did not make; move it away, or "
-                         "choose another --name")
-    if not overwrite:
-        raise InputError(f"{final} exists; --overwrite replaces it")
+    names = {path.name for path in final.iterdir()} if final.is_dir() else {"a file"}
+    may = not names or overwrite and {"meta.json"} <= names <= set(OURS)
+    if final.exists() and not may:
+        raise InputError(f"{final} exists; choose another --name, or --overwrite, which replaces "
+                         "only what prepare.py made")
 
 
 def clear(folder):
@@ -268,37 +227,30 @@ def clear(folder):
 
 
 def left_over(folder, job, overwrite):
-    """What an earlier call of the same job left in a folder: (state, tokenizer), or twice None.
-    InputError if it is another's or damaged, unless `overwrite`."""
+    """What an earlier call of the same job left in a folder: (state, tokenizer), or twice None."""
     if not (folder / "state.json").exists():
         return None, None
-    begun = {}
-    try:
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         state = json.loads((folder / "state.json").read_bytes())
-        begun, tok = state["job"], tokenizer.from_state(state["tokenizer"])
-        whole = all((folder / f"{split}.bin").stat().st_size >= n * tokenizer.id_type(tok).itemsize
-                    for split, n in state["tokens"].items())
-        if whole and begun == json.loads(json.dumps(job)):
+        tok = tokenizer.from_state(state["tokenizer"])
+        size = tokenizer.id_type(tok).itemsize
+        if state["job"] == job and all((folder / f"{split}.bin").stat().st_size >= n * size
+                                       for split, n in state["tokens"].items()):
             return state, tok
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        pass
     if not overwrite:
-        raise InputError(f"{folder} was begun by '{begun.get('command')}' with other options, text "
-                         "or libraries, or is damaged; --overwrite starts over")
+        raise InputError(f"{folder} was begun by another command, on other text or with other "
+                         "libraries, or is damaged; --overwrite starts over")
     return None, None
 
 
 def finish(args, final, folder, tok, meta):
-    """Write meta.json, put the folder in its place (with --overwrite the old data leaves only now)
-    and say what a code needs to know of it."""
-    meta["sha256"] = {}
-    for split in ("train", "val"):
-        with open(folder / f"{split}.bin", "rb") as file:
-            os.fsync(file.fileno())
-            meta["sha256"][split] = hashlib.file_digest(file, "sha256").hexdigest()
-    meta |= {"date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    """Write meta.json, put the folder in the place of the old one, say what a code has to know."""
+    meta |= {"date": datetime.now(timezone.utc).isoformat(timespec="seconds"), "sha256": {},
              "vocab_size": tok.vocab_size, "dtype": tokenizer.id_type(tok).name,
              "tokenizer": tok.state}
+    for split in ("train", "val"):
+        with open(folder / f"{split}.bin", "rb") as file:
+            meta["sha256"][split] = hashlib.file_digest(file, "sha256").hexdigest()
     meta["checksum"] = hashlib.sha256(json.dumps(meta).encode()).hexdigest()
     raw = json.dumps(meta, indent=1).encode() + b"\n"
     write_atomic(folder / "meta.json", lambda file: file.write(raw))
@@ -308,33 +260,25 @@ def finish(args, final, folder, tok, meta):
     for name in ("lock", "state.json"):
         (final / name).unlink(missing_ok=True)
 
-    tokens = meta["tokens"]
+    tokens, fits = meta["tokens"], min(meta["tokens"].values()) - 1
     size = sum(meta["text_bytes"].values()) / sum(tokens.values())
+    skipped = sum(source["skipped"] for source in meta["sources"].values())
     print(f"data/{args.name}: {tokens['train']:,} training tokens, {tokens['val']:,} validation "
           f"tokens, {tok.vocab_size:,} ids, {size:.2f} bytes/token")
-    skipped = sum(source["skipped"] for source in meta["sources"].values())
     if skipped:
         print(f"{skipped:,} rows without text were skipped")
-    fits = min(tokens.values()) - 1
     if fits < 256:
         print(f"block_size=256 does not fit so little text; train.py --block_size={fits} does")
-    print("codes that read a token's first P bytes:")
-    for line in tokenizer.code_lines(tok):
-        print(f"  {line}")
+    print("codes that read a token's first P bytes:", *tokenizer.code_report(tok), sep="\n  ")
 
 
 # ---- the command -------------------------------------------------------------------------------
 
-def fraction(value):
-    """An argparse type: a share strictly between 0 and 1. Raises ValueError."""
-    if not 0 < float(value) < 1:
+def share(value):
+    """An argparse type: a number between 0 and 1, also written cosmopedia=0.2. Or ValueError."""
+    if not 0 < (number := float(value.removeprefix("cosmopedia="))) < 1:
         raise ValueError
-    return float(value)
-
-
-def mixed(value):
-    """An argparse type: cosmopedia=SHARE -> share. Raises ValueError."""
-    return fraction(value.removeprefix("cosmopedia="))
+    return number
 
 
 def parse():
@@ -345,8 +289,7 @@ def parse():
     for kind in names:
         sub = kinds.add_parser(kind)
         add = sub.add_argument
-        add("--name", default=kind if kind in ("docstrings", "fineweb-edu") else None,
-            required=kind in ("text", "bins"), help="the folder below data/")
+        add("--name", required=kind in ("text", "bins"), help="the folder below data/")
         add("--overwrite", action="store_true", help="replace data/NAME once the new is complete; "
             "start over where another command left data/NAME.partial")
         if kind == "bins":
@@ -355,12 +298,11 @@ def parse():
                 help="of the ids in them (default: nanoGPT's uint16)")
             continue
         add("--tokenizer", default="bpe:4096" if kind == "docstrings" else "gpt2",
-            help="gpt2; bpe:N or unicode, trained on the first 256 million characters of training "
-                 "text at most; FILE.json, a folder or OWNER/NAME")
+            help="gpt2, bpe:N, unicode, FILE.json, a folder or OWNER/NAME")
         add("--pattern", choices=tokenizer.PATTERNS,
             help="how bpe:N cuts text into words (default: gpt2); indic keeps vowel signs")
         add("--lossy", action="store_true", help="take a tokenizer that loses text")
-        add("--val_fraction", type=fraction, default=0.02,
+        add("--val_fraction", type=share, default=0.02,
             help="share of the documents kept for validation, where --tokens says nothing")
         sub.set_defaults(tokens=None)
         if kind == "text":
@@ -369,8 +311,7 @@ def parse():
             add("repo", help="OWNER/NAME of a dataset")
             add("--config", help="one of the dataset's configurations")
             add("--split", default="train")
-            add("--revision", help="a branch, tag or commit; refs/convert/parquet has many "
-                                   "datasets in parquet")
+            add("--revision", help="branch, tag or commit; refs/convert/parquet often has parquet")
         if kind in ("text", "hub"):
             add("--column", default="text", help="of files with rows")
         if kind in ("hub", "fineweb-edu"):
@@ -378,12 +319,12 @@ def parse():
                 help="how many training tokens (default: all, of fineweb-edu 10e6)")
             add("--val_tokens", type=whole_number, help="default: 2 %% of --tokens")
         if kind == "fineweb-edu":
-            add("--mix", type=mixed, default=0.0, metavar="cosmopedia=SHARE",
+            add("--mix", type=share, default=0.0, metavar="cosmopedia=SHARE",
                 help="share of the tokens that come from HuggingFaceTB/cosmopedia, web_samples_v2")
     args = parser.parse_args()
     if args.kind == "hub" and args.val_tokens and not args.tokens:
         raise InputError("--val_tokens goes with --tokens; without it, --val_fraction does")
-    args.name = args.name or args.repo.split("/")[-1]
+    args.name = args.name or (args.repo.split("/")[-1] if args.kind == "hub" else args.kind)
     if not re.fullmatch(r"""(?!\.)[^\s/\\:*?"'<>|]+(?<!\.partial)""", args.name):
         raise InputError(f"--name='{args.name}' is not a plain folder name")
     return args
@@ -394,25 +335,36 @@ def sources(args):
     if args.kind == "docstrings":
         return [text.docstrings()]
     if args.kind == "text":
-        return [text.files(text.expand(args.files), args.column)]
+        return [text.files(args.files, args.column)]
     if args.kind == "hub":
         return [text.stream(args.repo, args.repo, args.config, args.split, args.column,
                             args.revision)]
-    if args.kind == "fineweb-edu":
-        shares = {"fineweb-edu": 1 - args.mix, "cosmopedia": args.mix}
-        return [text.stream(name, *text.HUB[name], share=share)
-                for name, share in shares.items() if share]
-    return []
+    if args.kind == "bins":
+        return []
+    shares = {"fineweb-edu": 1 - args.mix, "cosmopedia": args.mix}
+    return [text.stream(name, *text.HUB[name], share=shares[name])
+            for name in shares if shares[name]]
 
 
-def work(args, final, folder, found):
-    """All that is done in data/NAME.partial, up to its renaming."""
+def main():
+    args = parse()
+    final = Path("data") / args.name
+    if final.is_symlink():  # the folder that it leads to is replaced, on its own disk
+        final = final.resolve()
+    folder = Path(f"{final}.partial")
+    check_place(final, args.overwrite)
+    found = sources(args)
     words = [word for word in sys.argv[1:] if word != "--overwrite"]
-    versions = {package.name: package.version for package in distributions()
-                if package.name in ("numpy", "tiktoken", "rustbpe", "datasets", "tokenizers")}
+    libraries = "numpy", "tiktoken", "rustbpe", "datasets", "tokenizers"
     job = {"command": shlex.join(["python", os.path.basename(sys.argv[0]), *words]),
-           "versions": versions | {"python": platform.python_version()},
+           "versions": {"python": platform.python_version()} | {n: version(n) for n in libraries},
            "sources": [[source.name, source.share, source.identity] for source in found]}
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(folder / "lock", blocking=False)
+    try:
+        lock.acquire()
+    except filelock.Timeout:
+        raise InputError(f"{folder} is in use by another process") from None
     state, tok = left_over(folder, job, args.overwrite)
     try:
         if args.kind == "bins":
@@ -427,22 +379,6 @@ def work(args, final, folder, found):
         else:
             print(f"{folder} is kept, the same command goes on from there")
         raise
-
-
-def main():
-    args = parse()
-    final = Path("data") / args.name
-    if final.is_symlink():  # the folder that it leads to is replaced, on its own disk
-        final = final.resolve()
-    folder = Path(f"{final}.partial")
-    check_place(final, args.overwrite)
-    found = sources(args)
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with filelock.FileLock(folder / "lock", blocking=False):
-            work(args, final, folder, found)
-    except filelock.Timeout:
-        raise InputError(f"{folder} is in use by another process") from None
 
 
 if __name__ == "__main__":

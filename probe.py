@@ -31,8 +31,7 @@ def main():
             command.add_argument("--tuned", help="tuning.json: the grid that chose each setting")
         for option, how in probe.OPTIONS.items():
             command.add_argument(option, **how)
-        command.add_argument("--out", default=f"out/probe-{name}",
-                             help="write OUT.md, OUT.json and OUT.png")
+        command.add_argument("--out", default=f"out/probe-{name}", help="write OUT.md, .json, .png")
     args = parser.parse_args()
     refuse_folder(args.out)
     args.call(args)

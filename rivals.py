@@ -26,17 +26,15 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from codes import (AffineEmbedding, KroneckerEmbedding, TokenEmbedding, draw, once_per_id,
-                   pack_bytes)
+from codes import AffineEmbedding, KroneckerEmbedding, TokenEmbedding, draw, pack_bytes
 
 
 # ---- kron, but for one thing -------------------------------------------------------------------
 
 class ShuffledKronecker(KroneckerEmbedding):
     """e(t) = z(bytes(pi(t))) W with pi a permutation among tokens of equal length and similar
-    frequency, drawn by `seed`: kron's codes, rank and idle rows, but no spelling. How often each
-    row is read is kept only roughly: on docstrings with bpe:4096 a quarter of the reads move to
-    other rows. A forced word (`set_bytes`) keeps its true bytes."""
+    frequency, drawn by `seed`: kron's codes, rank and idle rows, but no spelling. How often a row
+    is read changes: on docstrings with bpe:4096 a quarter of the reads move to other rows."""
     arguments = (*KroneckerEmbedding.arguments, "seed")
 
     def __init__(self, num_embeddings, embedding_dim, token_bytes, pos_dim=16, form="on_the_fly",
@@ -62,16 +60,13 @@ def deal(token_bytes, pos_dim, seed, window=64):
 class RawKronecker(KroneckerEmbedding):
     """e(t) = scale[L] sum_i W[row(i)]: kron without the mean term, through which every idle row of
     W gets the same gradient and moves all tokens along one common direction."""
-
-    def levels(self):
-        scale, shift = super().levels()
-        return scale, torch.zeros_like(shift)
+    centred = False
 
 
 class KroneckerWideEmbedding(KroneckerEmbedding):
     """e(t) = kron(t) + s wide(t), s = 0.5: the token's bytes and its identity. wide is the affine
-    code of K' = `code_width` signs (unset: the most there are); nothing more is trained. What has
-    no id of the vocabulary, a forced word, has its bytes alone. Default scale sqrt(1 + s^2)."""
+    code of K' = `code_width` signs (unset: the most there are). A word that is forced into a free
+    slot has its bytes alone. Default scale sqrt(1 + s^2)."""
     share = 0.5
     default_std = 1.25**0.5
     arguments = (*KroneckerEmbedding.arguments, "vocab_size", "seed")
@@ -96,9 +91,9 @@ class KroneckerWideEmbedding(KroneckerEmbedding):
 
 
 class RandomEmbedding(KroneckerEmbedding):
-    """kron in everything but which rows: row i of token t is hash(seed, t, i) mod `rows` (unset:
-    256 P). A multi-hash (Bloom) embedding (Serra and Karatzoglou, arXiv 1706.03993) with as many
-    hashes as the token has bytes: spelling is worth nothing, and nearly all rows are in use."""
+    """kron with other rows: row i of token t is hash(seed, t, i) mod `rows` (unset: 256 P). A
+    multi-hash (Bloom) embedding (Serra and Karatzoglou, arXiv 1706.03993) with as many hashes as
+    the token has bytes. There is no spelling, and nearly all rows are in use."""
     reads_bytes = False
     arguments = (*KroneckerEmbedding.arguments, "seed")
     options = KroneckerEmbedding.options | {"rows": 0}
@@ -106,8 +101,7 @@ class RandomEmbedding(KroneckerEmbedding):
     def __init__(self, num_embeddings, embedding_dim, token_bytes, pos_dim=16, form="on_the_fly",
                  std=None, seed=0, rows=0):
         if rows and rows < 4 * pos_dim:
-            raise ValueError(f"rows={rows}: a token sums up to {pos_dim} of them; at least "
-                             f"{4 * pos_dim} are needed")
+            raise ValueError(f"rows={rows}: must be at least 4 * pos_dim = {4 * pos_dim}")
         self.seed, self.asked = seed, rows
         super().__init__(num_embeddings, embedding_dim, token_bytes, pos_dim, form, std)
 
@@ -134,9 +128,8 @@ def hash32(x):
 class BagEmbedding(TokenEmbedding):
     """e(t) = scale[t] * sum over the token's list of rows: a bag without a longest length.
 
-    A subclass says which rows some bytes sum (`rows_of`), with what scale (`scale_of`), and what
-    the vector of a row is (`lift`). Lists lie one after the other in `rows`, token t's from
-    `start[t]`, `count[t]` long.
+    A subclass has `rows_of(bytes)`, `scale_of(ids)` and `lift(rows)`, a row's vector. The lists lie
+    one after the other in `rows`, token t's from `start[t]`, `count[t]` long.
     """
     reads_bytes = True
     arguments = ("token_bytes", "std")
@@ -147,17 +140,10 @@ class BagEmbedding(TokenEmbedding):
         self.add_weight("W", (width, embedding_dim), self.std * width**-0.5)
         for name in ("rows", "count", "start", "distinct", "where", "scale"):
             self.register_buffer(name, None, persistent=False)
-        self.prepare()
         lists = [*map(self.rows_of, token_bytes)]
         lists += [[]] * (num_embeddings - len(lists))  # these embed as zero
         # by numpy and on the CPU: a model that is built on the meta device has them too
         self.arrange([torch.from_numpy(np.array(rows, np.int32)) for rows in lists])
-        ids = torch.arange(num_embeddings, device="cpu")
-        self.scale = torch.cat([self.scale_of(part) for part in ids.split(4096)])
-        self.reset_parameters()
-
-    def prepare(self):
-        """Make what `rows_of` and `scale_of` need: here nothing."""
 
     def arrange(self, lists):
         """Lay the tokens' lists, (m,) int32 each, one after the other."""
@@ -174,7 +160,6 @@ class BagEmbedding(TokenEmbedding):
         return self.rows[shift + torch.arange(len(shift), device=ids.device)].long(), begins
 
     def set_bytes(self, id, raw):
-        """Give one id other bytes, as for a forced word in a free slot."""
         lists = list(self.rows.split(self.count.tolist()))
         lists[id] = torch.tensor(self.rows_of(raw), dtype=torch.int32, device=self.rows.device)
         self.arrange(lists)
@@ -190,7 +175,7 @@ class BagEmbedding(TokenEmbedding):
 
     def forward(self, ids):
         if not torch.compiler.is_compiling():
-            return once_per_id(self.vectors, ids)
+            return super().forward(ids)
         # torch.compile needs static shapes: the bags of the whole vocabulary, looked up
         summed = F.embedding_bag(self.where, self.lift(self.distinct), self.start, mode="sum")
         return F.embedding(ids, (self.scale.unsqueeze(-1) * summed).to(self.W.dtype))
@@ -209,6 +194,7 @@ class TrigramEmbedding(BagEmbedding):
     def __init__(self, num_embeddings, embedding_dim, token_bytes, std=None, rows=0):
         width = chosen("rows", rows, 4096)
         super().__init__(num_embeddings, embedding_dim, token_bytes, width, std)
+        self.scale = self.scale_of(torch.arange(num_embeddings, device="cpu"))
 
     def rows_of(self, raw):
         spelled = [256, *raw, 256]
@@ -234,9 +220,8 @@ class PhaseEmbedding(BagEmbedding):
     D = 2F reals [Re, Im]: a position is a rotation, so there is no slot, no cut and no collision.
 
     theta (256, F) and omega (F,) are uniform on (-pi, pi), the same in all runs. W ~ N(0,
-    1/sqrt(D)), so that rms(e) starts at 1. After abi2024/kronecker_v2. A step of Adam moves e by up
-    to lr * |z|_1, 1,263 at D = 1,536 against kron's 248 to 324: its learning-rate multiplier is to
-    be tuned.
+    1/sqrt(D)), so that rms(e) starts at 1. After abi2024/kronecker_v2. Tune its learning rate: a
+    step of Adam moves e by up to lr * |z|_1, 1,263 at D = 1,536 against kron's 248 to 324.
     """
     options = {"code_width": 0}
 
@@ -244,11 +229,11 @@ class PhaseEmbedding(BagEmbedding):
         if code_width < 0 or code_width % 2:
             raise ValueError(f"code_width={code_width}: code 'phase' takes an even number")
         super().__init__(num_embeddings, embedding_dim, token_bytes, code_width or 1536, std)
-
-    def prepare(self):
         drawn = np.random.RandomState(0).uniform(-math.pi, math.pi, (257, self.code_width // 2))
         # theta and omega as the bits of float64, which .to(bfloat16) leaves alone
         self.register_buffer("angles", torch.from_numpy(drawn).view(torch.int64), persistent=False)
+        ids = torch.arange(num_embeddings, device="cpu")
+        self.scale = torch.cat([self.scale_of(part) for part in ids.split(4096)])
 
     def rows_of(self, raw):
         """A row stands for a byte at a position: 256 * position + byte."""
@@ -290,7 +275,6 @@ class LowRankEmbedding(TokenEmbedding):
         self.rank = chosen("rank", rank, 62)
         self.add_weight("A", (num_embeddings, self.rank), self.std)
         self.add_weight("B", (self.rank, embedding_dim), self.rank**-0.5)
-        self.reset_parameters()
 
     def forward(self, ids):
         return F.embedding(ids, self.A) @ self.B
@@ -301,9 +285,8 @@ class LowRankEmbedding(TokenEmbedding):
 
 class HashEmbedding(TokenEmbedding):
     """e(t) = sum_{k < 2} p[t, k] W[h_k(t)], h_k(t) = hash(seed, k, t) mod `rows` (unset: 4,096):
-    shared rows, told apart by learned weights. Hash embeddings (Svenstrup et al. 2017; there
-    W ~ N(0, 0.1) and p ~ N(0, 0.0005)); here W ~ N(0, std) and p starts at 1/sqrt(2), so that
-    rms(e) = std."""
+    shared rows, told apart by learned weights p, which start at 1/sqrt(2), so that rms(e) = std.
+    Hash embeddings (Svenstrup et al. 2017; there W ~ N(0, 0.1) and p ~ N(0, 0.0005))."""
     arguments, options, default_std = ("std", "seed"), {"rows": 0}, 0.02
 
     def __init__(self, num_embeddings, embedding_dim, std=None, seed=0, rows=0):
@@ -311,7 +294,6 @@ class HashEmbedding(TokenEmbedding):
         self.seed = seed
         self.add_weight("W", (chosen("rows", rows, 4096), embedding_dim), self.std)
         self.importance = nn.Parameter(torch.full((num_embeddings, 2), 0.5**0.5))  # p
-        self.reset_parameters()
 
     def rows(self, ids):
         """Which two rows of W each id sums: (n,) -> (n, 2) int64."""
@@ -322,9 +304,6 @@ class HashEmbedding(TokenEmbedding):
     def vectors(self, ids):
         weights = F.embedding(ids, self.importance).unsqueeze(-1)  # (n, 2, 1)
         return (weights * F.embedding(self.rows(ids), self.W)).sum(-2)
-
-    def forward(self, ids):
-        return once_per_id(self.vectors, ids)
 
     def params_in_use(self, vocab_size):
         ids = torch.arange(vocab_size, device=self.W.device)
@@ -343,13 +322,9 @@ class QuotientRemainderEmbedding(TokenEmbedding):
         quotients = (num_embeddings - 1) // self.buckets + 1
         self.add_weight("R", (self.buckets, embedding_dim), self.std**0.5)
         self.add_weight("Q", (quotients, embedding_dim), self.std**0.5)
-        self.reset_parameters()
 
     def vectors(self, ids):
         return F.embedding(ids % self.buckets, self.R) * F.embedding(ids // self.buckets, self.Q)
-
-    def forward(self, ids):
-        return once_per_id(self.vectors, ids)
 
     def params_in_use(self, vocab_size):
         rows = min(vocab_size, self.buckets) + (vocab_size - 1) // self.buckets + 1
@@ -359,9 +334,8 @@ class QuotientRemainderEmbedding(TokenEmbedding):
 # ---- never trained -----------------------------------------------------------------------------
 
 class FrozenEmbedding(TokenEmbedding):
-    """A V x d table that is never trained, rows of unit norm (rms 1/sqrt(d)) unless `std` says
-    otherwise. It is stored as float16 in the checkpoint, so that nothing else is needed to have it
-    again."""
+    """A V x d table that is never trained; default scale 1/sqrt(d), rows of unit norm. The
+    checkpoint has it as float16."""
     lifts, head_lifts = ("none",), ()
 
     def __init__(self, num_embeddings, embedding_dim, std=None):
@@ -391,8 +365,8 @@ class VisualEmbedding(FrozenEmbedding):
     """e(t) = PCA_d(x(t)) / |PCA_d(x(t))|, x(t) the 1,024 pixels of the token's text: what the look
     of a token is worth. Emergent semantics (Bochkov, arXiv 2507.04886).
 
-    See `bitmap` for x. The paper draws in GNU Unifont; here the font is DejaVu Sans, which
-    matplotlib carries, so nothing is downloaded. Ids past the vocabulary are zero.
+    See `bitmap` for x. The paper draws in GNU Unifont, here it is DejaVu Sans, which matplotlib
+    carries. Ids past the vocabulary are zero.
     """
     arguments = ("token_bytes", "std")
 
@@ -428,10 +402,9 @@ def bitmap(raw):
     from PIL import Image
     characters = ""
     for c in raw.decode("utf-8", errors="surrogateescape"):
-        if "\udc80" <= c <= "\udcff":  # a byte that is no UTF-8
-            characters += f"{ord(c) - 0xDC00:02X}"
-        else:
-            characters += f"{ord(c):02X}" if c.isspace() or ord(c) not in font()[1] else c
+        is_byte = "\udc80" <= c <= "\udcff"  # that is no UTF-8: 0x80 is U+DC80
+        digits = f"{ord(c) - 0xDC00 * is_byte:02X}"
+        characters += digits if c.isspace() or ord(c) not in font()[1] else c
     cells = [glyph(c) for c in characters] or [np.zeros((32, 32), np.uint8)]
     strip = Image.fromarray(np.concatenate(cells, axis=1))
     pixels = np.asarray(strip.resize((32, 32), Image.Resampling.BOX))
@@ -473,6 +446,8 @@ class BytesToWordEmbedding(TokenEmbedding):
     arguments, options = ("token_bytes", "std", "n_head"), {"pos_dim": 16}
     reads_bytes = True
     inner = 256  # e
+    present, set_bytes = KroneckerEmbedding.present, KroneckerEmbedding.set_bytes
+    table = None  # the form that set_bytes would keep up to date
 
     def __init__(self, num_embeddings, embedding_dim, token_bytes, pos_dim=16, std=None, n_head=8):
         super().__init__(num_embeddings, embedding_dim, std)
@@ -488,15 +463,6 @@ class BytesToWordEmbedding(TokenEmbedding):
         packed, length = pack_bytes(token_bytes, num_embeddings, pos_dim)
         self.register_buffer("bytes", packed, persistent=False)
         self.register_buffer("length", length, persistent=False)
-        self.reset_parameters()
-
-    present = KroneckerEmbedding.present
-
-    def set_bytes(self, id, raw):
-        """Give one id other bytes, as for a forced word in a free slot."""
-        packed, length = pack_bytes([raw], 1, self.pos_dim)
-        self.bytes[id] = packed[0].to(self.bytes.device)
-        self.length[id] = length[0].to(self.length.device)
 
     def vectors(self, ids):
         H, d = self.heads, self.embedding_dim
@@ -510,14 +476,10 @@ class BytesToWordEmbedding(TokenEmbedding):
         heads = torch.einsum("nhe,ehw->nhw", read, self.V.view(-1, H, d // H))
         return self.norm(heads.flatten(1)) @ self.O * present[:, :1]
 
-    def forward(self, ids):
-        return once_per_id(self.vectors, ids)
-
     def params_in_use(self, vocab_size):
-        """All but the rows of B and S of bytes and positions that no token has."""
         ids = torch.arange(vocab_size, device=self.bytes.device)
         used = len(self.bytes[ids][self.present(ids)].unique()) + int(self.length[ids].max())
-        idle = 256 + self.pos_dim - used
+        idle = 256 + self.pos_dim - used  # rows of B and S: bytes and positions of no token
         return super().params_in_use(vocab_size) - idle * self.inner
 
 

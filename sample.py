@@ -7,7 +7,6 @@
     python sample.py results/demo --prompt="Return the"                # every .pt file in a folder
 
 Without a run it takes the newest pair under out/, else two checkpoints that the repository carries.
-A sample ends at <|endoftext|> or after --max_new_tokens; past the context the window slides.
 """
 import itertools
 import math
@@ -20,13 +19,13 @@ import torch
 
 from lib.config import ROOT
 from lib.errors import InputError, Parser, run, whole_number
-from lib.generation import continue_text, refuse_context
-from lib.results import read_run
+from lib.generation import continue_text
+from lib.results import find_runs
 from lib.run_folder import load_model
 from probes.echo import echo_nats, read_prompts
 from probes.shared import DEVICE
 
-CARRIED = ROOT / "results" / "demo"   # the checkpoints that the repository carries
+CARRIED = ROOT / "results" / "demo"  # the checkpoints that the repository carries
 READABLE = math.log(60)  # nats per token: what models of a small vocabulary say begins to read well
 OWN_PROMPT = re.compile(r"\{([^{}|]+)\|([^{}|]+)\}")  # {fucntion|function}
 
@@ -41,8 +40,7 @@ clean word, likewise. Six # are a nat, which is a factor of 2.7; a bar that ends
 # ---- which models ------------------------------------------------------------------------------
 
 def checkpoints(path):
-    """What a path on the command line stands for: a folder of .pt files that is no run, for each of
-    them; all else for itself."""
+    """The .pt files of a folder that is no run, else the path itself."""
     files = sorted(Path(path).glob("*.pt"))
     return [path] if not files or (Path(path) / "ckpt.pt") in files else files
 
@@ -50,18 +48,15 @@ def checkpoints(path):
 def demo_runs():
     """The newest kron and the newest learned table under out/, untied and of one dataset, size,
     number of steps and seed; else the two that the repository carries. [path, path]."""
-    pairs = {}  # {what a pair shares: {code: folder}}, newest first
-    paths = sorted(Path("out").glob("*/ckpt.pt"), key=lambda p: p.stat().st_mtime, reverse=True)
-    for path in paths:
-        try:
-            header = read_run(path.parent)["header"]
-        except InputError:
-            continue  # not a run of ours
-        config = header["config"]
+    runs = [run for run in find_runs(["out"], []) if Path(run["name"], "ckpt.pt").is_file()]
+    runs.sort(key=lambda run: Path(run["name"], "ckpt.pt").stat().st_mtime, reverse=True)
+    pairs = {}  # {what a pair shares: {code: folder}}
+    for run in runs:
+        config = run["header"]["config"]
         if config["head"] == "table":
             shared = [config[k] for k in ("dataset", "max_steps", "n_layer", "n_embd", "seed")]
-            pair = pairs.setdefault(str([header["data"], *shared]), {})
-            pair.setdefault(config["code"], path.parent)
+            pair = pairs.setdefault(str([run["header"]["data"], *shared]), {})
+            pair.setdefault(config["code"], run["name"])
     for pair in pairs.values():
         if {"kron", "learned"} <= pair.keys():
             print("the newest pair under out/")
@@ -72,17 +67,16 @@ def demo_runs():
 
 def load_models(paths, device, quiet=False):
     """Checkpoints -> ([(name, model, tokenizer), ...], the highest of their best validation
-    losses). Prints which each is, and at what step, unless `quiet`."""
+    losses). Prints which each is, unless `quiet`."""
     models, losses = [], []
     for path in map(Path, paths):
         model, tok, checkpoint = load_model(path, device)
         config, (loss, _) = checkpoint["config"], checkpoint["best"]
-        refuse_context(model, path)
         name = path.stem if path.is_file() else path.name
         if not quiet:
-            print(f"  {name}: {config.get('arm')}, step {checkpoint['step']:,} of "
-                  f"{config['max_steps']:,} on {config['dataset']}, perplexity "
-                  f"{math.exp(loss):.0f}")
+            print(f"  {name}: {config['arm']}, step {checkpoint['step']:,} of "
+                  f"{config['max_steps']:,} on {config['dataset']}, "
+                  f"perplexity {math.exp(loss):.0f}")
         models.append((name, model, tok))
         losses.append(loss)
     return models, max(losses)
@@ -90,15 +84,9 @@ def load_models(paths, device, quiet=False):
 
 # ---- text --------------------------------------------------------------------------------------
 
-def visible(text):
-    """A text, escaped if it is white space alone, which would scroll a screen and show nothing."""
-    return text if text.strip() else repr(text)[1:-1]
-
-
 def side_by_side(columns):
     """Print texts in columns: [(title, text), ...]."""
-    bars = 3 * (len(columns) - 1)
-    width = max(20, (shutil.get_terminal_size((110, 24)).columns - bars) // len(columns))
+    width = max(20, (shutil.get_terminal_size((110, 24)).columns + 3) // len(columns) - 3)
     cells = []
     for title, text in columns:
         cells.append([title, "-" * len(title)])
@@ -110,8 +98,8 @@ def side_by_side(columns):
 
 
 def show_texts(models, prompt, seed, how):
-    """A prompt's continuation by each model, side by side; of one model alone behind the prompt.
-    how: arguments of `generate`. InputError if the prompt is too long."""
+    """A prompt's continuation by each model, side by side; by one alone, after the prompt. how:
+    arguments of `generate`. InputError if the prompt is too long."""
     texts = []
     for name, model, tok in models:
         ids = tok.encode(prompt) or [tok.eot]  # an empty prompt begins a document
@@ -120,7 +108,8 @@ def show_texts(models, prompt, seed, how):
                              f"{model.config.block_size:,}")
         ids = torch.tensor([ids], device=model.device)
         text, = continue_text(model, tok, ids, seed, **how)
-        texts.append((name, visible(text)))
+        # newlines alone would scroll the screen and show nothing
+        texts.append((name, text if text.strip() else repr(text)[1:-1]))
     if len(models) > 1:
         side_by_side(texts)
     else:
@@ -130,16 +119,13 @@ def show_texts(models, prompt, seed, how):
 # ---- the copying demo --------------------------------------------------------------------------
 
 def bar(nats, width=24):
-    """A bar of six # a nat, as text of a fixed width; nothing below 0, and > at the end of what is
-    longer than that."""
-    marks = "#" * max(0, round(6 * nats))
-    return marks.ljust(width) if len(marks) <= width else "#" * (width - 1) + ">"
-
-
-def times(nats):
-    """exp(nats) as text: how many times likelier."""
-    ratio = math.exp(nats)
-    return f"{ratio:,.1f}x" if ratio < 100 else f"{ratio:,.0f}x"
+    """How many times likelier, as text of a fixed width: six # a nat, > at the end of a bar that is
+    longer than `width`, then exp(nats)."""
+    marks, ratio = "#" * max(0, round(6 * nats)), math.exp(nats)
+    if len(marks) > width:
+        marks = "#" * (width - 1) + ">"
+    times = f"{ratio:,.1f}x" if ratio < 100 else f"{ratio:,.0f}x"
+    return f"{marks:{width}} {times:>8}"
 
 
 def show_echo(models, template, clean, written):
@@ -148,20 +134,15 @@ def show_echo(models, template, clean, written):
     width = max(len(name) for name, *_ in models)
     print(f"  {'':{width}}  {written:33}  {clean} (the clean word)")
     for name, model, tok in models:
-        cells = []
-        for word, other in ((written, clean), (clean, written)):
-            nats = echo_nats(model, tok, template, word, other)
-            cells.append(f"{bar(nats)} {times(nats):>8}")
-        print(f"  {name:{width}}  {'  '.join(cells)}".rstrip())
+        odd = bar(echo_nats(model, tok, template, written, clean))
+        usual = bar(echo_nats(model, tok, template, clean, written))
+        print(f"  {name:{width}}  {odd}  {usual}")
     print()
 
 
 def echo_demo(models, how, seed, loss):
-    """Four prompts of prompts/echo.tsv: the models' texts and how much likelier the word became.
-
-    models: [(name, model, tokenizer), ...]; how: arguments of `generate`; loss: the highest
-    validation loss of the models, in nats. Text is left out where that is too high for reading.
-    """
+    """Four prompts of prompts/echo.tsv: the models' texts, left out where their highest validation
+    `loss`, in nats, is too high for reading, and how much likelier the word became."""
     print(EXPLAINED)
     for i, row in enumerate(read_prompts(ROOT / "prompts" / "echo.tsv")[:4]):
         written = row["typo"] if i < 3 else row["novel"]
@@ -179,8 +160,8 @@ def echo_demo(models, how, seed, loss):
 
 
 def interactive(models, how, seed):
-    """Prompts from standard input until it ends, each continued side by side; {fucntion|function}
-    in one measures how much likelier fucntion became than with function in its place."""
+    """Prompts from standard input until it ends, each continued; copying is measured where a word
+    is {fucntion|function}."""
     print("A prompt a line; Ctrl-D ends. Copying is measured where a word is {odd|usual}, as in\n"
           "Call the {fucntion|function} twice. The second time, the")
     while True:
@@ -213,10 +194,9 @@ def main():
     parser.add_argument("--top_p", type=float, default=0.9)
     parser.add_argument("--seed", type=int, default=42)
     args = parser.parse_args()
-    if not (0 <= args.temperature < math.inf and 0 < args.top_p < math.inf):
-        raise InputError("--temperature must be 0 or more, --top_p above 0")
-    if not 0 <= args.seed < 2**62:
-        raise InputError(f"--seed={args.seed}: must be from 0 to 2^62")
+    if not (0 <= args.temperature < math.inf and 0 < args.top_p < math.inf
+            and 0 <= args.seed < 2**62):
+        raise InputError("--temperature and --seed must be 0 or more, --top_p above 0")
     if args.prompt != args.prompt.encode(errors="replace").decode():
         raise InputError("--prompt is not UTF-8")
     how = {key: getattr(args, key) for key in ("max_new_tokens", "temperature", "top_k", "top_p")}

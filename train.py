@@ -10,11 +10,13 @@ comes from prepare.py. Everything a run leaves is in out/NAME: ckpt.pt, best.pt,
 loss.png, eval.npz. The same command again continues a run that was stopped.
 """
 import math
+import re
+import signal
 import sys
 import time
 import zlib
 from dataclasses import asdict
-from pathlib import Path
+from datetime import timedelta
 
 import numpy as np
 import torch
@@ -22,20 +24,20 @@ import torch.distributed as dist
 
 from lib.config import check, compose, explain
 from lib.data import Data, sequence_blocks, text_bytes, to_device
-from lib.distributed import (StopRequest, any_rank, autocast, in_one_line, local_rank, print0, rank,
-                             refuse_differences, start_ranks, sum_ranks, world_size)
-from lib.errors import InputError, clock, run, write_atomic
+from lib.distributed import (any_rank, autocast, local_rank, print0, rank, refuse_differences,
+                             start_ranks, stop_signals, sum_ranks, world_size)
+from lib.errors import InputError, run, write_atomic
 from lib.evaluate import InputWatch, evaluate, input_norm
-from lib.generation import one_line_sample
-from lib.hardware import described, dry_run, peak_flops
+from lib.generation import one_line_sample, refuse_context
+from lib.hardware import GPUS, Hardware, dry_run, peak_flops
 from lib.plots import loss_picture
 from lib.provenance import describe_machine
 from lib.run_folder import RunFolder, build_model
 
 
 def learning_rate(step, config):
-    """Linear warmup, then a cosine from learning_rate down to min_lr at the last step (nanoGPT's
-    rule)."""
+    """Of the step that follows `step` steps: linear warmup, then a cosine towards min_lr, which it
+    would reach after max_steps."""
     if step < config.warmup_steps:
         return config.learning_rate * (step + 1) / (config.warmup_steps + 1)
     progress = (step - config.warmup_steps) / max(1, config.max_steps - config.warmup_steps)
@@ -48,9 +50,8 @@ def make_optimizer(model, config):
     that is tied to it, learn embed_lr_mult times as fast; their decay is divided by that, so that a
     step shrinks them alike."""
     inputs = {id(p) for p in model.transformer.wte.parameters()}
-    kinds = [(True, True), (False, True), (False, False), (True, False)]  # of the input?, matrix?
     groups = []
-    for of_input, matrix in kinds:
+    for of_input, matrix in ((True, True), (False, True), (False, False), (True, False)):
         params = [p for p in model.parameters() if p.requires_grad
                   and (id(p) in inputs, p.dim() >= 2) == (of_input, matrix)]
         mult = config.embed_lr_mult if of_input else 1.0
@@ -64,7 +65,6 @@ def make_optimizer(model, config):
 def train_step(step, forward, model, optimizer, scaler, data, config):
     """One step: its batch, forward and backward in micro-batches, clipping, AdamW.
 
-    `scaler` scales the loss where gradients are float16, and skips a step in which they overflow.
     Returns (loss of this rank's share, gradient norm before clipping, checksum of its tokens); the
     first two stay on the device, so that nothing waits for it. bench.py times this very function.
     """
@@ -79,8 +79,7 @@ def train_step(step, forward, model, optimizer, scaler, data, config):
     first = step * config.sequences + rank() * mine
     loss, crc = torch.zeros((), device=model.device), 0
     for i in range(first, first + mine, micro):
-        blocks = sequence_blocks(data.blocks("train"), config.seed, i, micro)
-        ids = data.read("train", blocks)
+        ids = data.read("train", sequence_blocks(data.blocks("train"), config.seed, i, micro))
         crc += sum(zlib.crc32(row) for row in ids)  # a sum: the same however rows go to ranks
         x, y = to_device(ids, model.device)
         with autocast(model.device, config.dtype):
@@ -93,7 +92,7 @@ def train_step(step, forward, model, optimizer, scaler, data, config):
             p.grad = torch.zeros_like(p)
         if p.requires_grad and world_size() > 1:
             dist.all_reduce(p.grad)
-    scaler.unscale_(optimizer)
+    scaler.unscale_(optimizer)  # float16 gradients are scaled; a step that overflows is skipped
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip or math.inf)
     scaler.step(optimizer)
     scaler.update()
@@ -101,17 +100,11 @@ def train_step(step, forward, model, optimizer, scaler, data, config):
     return loss, norm, crc
 
 
-def validation_blocks(data, config):
-    """The blocks that every validation reads: about eval_tokens, evenly over the split."""
-    count = max(1, min(config.eval_tokens // config.block_size, data.blocks("val")))
-    return [i * data.blocks("val") // count for i in range(count)]
-
-
 @torch.no_grad()
-def validate(forward, data, config, device):
-    """Mean loss in nats and bits per byte over a fixed set of validation blocks, dealt to the ranks
-    and summed in float64."""
-    mine = validation_blocks(data, config)[rank()::world_size()]
+def validate(forward, data, blocks, config, device):
+    """Mean loss in nats and bits per byte over those validation blocks, which are dealt to the
+    ranks and summed in float64."""
+    mine = blocks[rank()::world_size()]
     width = text_bytes(data.tokenizer)
     sums = torch.zeros(3, dtype=torch.float64)  # nats, tokens, bytes
     forward.eval()
@@ -119,8 +112,7 @@ def validate(forward, data, config, device):
         rows = data.read("val", mine[i:i + config.batch_size])
         missing = config.batch_size - len(rows)  # padded: one shape, compiled once
         x, y = to_device(np.pad(rows, ((0, missing), (0, 0))), device)
-        y = y.clone()  # inputs and targets share their memory
-        y[len(rows):] = -100  # which the loss ignores
+        y = y.index_fill(0, torch.arange(len(rows), len(y), device=device), -100)  # not scored
         with autocast(device, config.dtype):
             mean = forward(x, y)
         tokens = len(rows) * config.block_size
@@ -132,22 +124,14 @@ def validate(forward, data, config, device):
 
 
 class Progress:
-    """The steps since the last line of the log: their time, and their gradient norms, which stay on
-    the device until then."""
+    """The steps since the last line of the log: their time, and their gradient norms, still on the
+    device."""
 
     def __init__(self, folder, model, scaler, config, step):
         self.folder, self.scaler, self.config = folder, scaler, config
-        self.tokens = config.sequences * config.block_size  # in a step
         self.flops, self.peak = model.flops_per_token(), peak_flops(model.device, world_size())
         self.logged, self.logged_at = step, time.perf_counter()
-        self.first = None  # (step, time) of the first line
-        self.validated, self.norms, self.clipped = step, [], 0  # steps clipped since a validation
-
-    def clipped_share(self, step):
-        """The share of steps that were clipped since this was last asked."""
-        clipped, steps = self.clipped, step - self.validated
-        self.clipped, self.validated = 0, step
-        return clipped / max(1, steps)
+        self.norms, self.clipped = [], []  # clipped: whether, since a validation or resume
 
     def diverged(self, step, what):
         """The InputError of a run that is of no use any more; the log says it too."""
@@ -167,33 +151,23 @@ class Progress:
 
     def log_step(self, step, loss, crc):
         """Log and print the step that was just made, `loss` and `crc` being this rank's."""
+        config, now = self.config, time.perf_counter()
         loss, crc = sum_ranks(torch.tensor([loss.item(), crc], dtype=torch.float64)).tolist()
-        norms = self.finite_norms()
-        self.clipped += sum(norm > self.config.grad_clip > 0 for norm in norms)
-        now, lr = time.perf_counter(), learning_rate(step - 1, self.config)
+        norms, lr = self.finite_norms(), learning_rate(step - 1, config)
+        norm = norms[-1] if math.isfinite(norms[-1]) else None  # of a float16 step that was skipped
+        self.clipped += [norm > config.grad_clip > 0 for norm in norms]
         seconds = (now - self.logged_at) / (step - self.logged)
-        rate = self.tokens / seconds
-        self.folder.log({"step": step, "loss": loss, "grad_norm": norms[-1], "lr": lr,
+        rate = config.sequences * config.block_size / seconds
+        self.folder.log({"step": step, "loss": loss, "grad_norm": norm, "lr": lr,
                          "ms": seconds * 1e3, "tokens_per_s": rate, "batch_crc": int(crc)})
-        line = (f"step {step}/{self.config.max_steps} | loss {loss:.4f} | lr {lr:.2e} | "
+        line = (f"step {step}/{config.max_steps} | loss {loss:.4f} | lr {lr:.2e} | "
                 f"{seconds * 1e3:.0f} ms | {rate:,.0f} tokens/s")
         if self.peak:
             line += f" | MFU {100 * rate * self.flops / self.peak:.1f} %"
-        if self.first:  # the time left is of later steps: the first one compiles
-            a_step = (now - self.first[1]) / (step - self.first[0])
-            line += f" | {clock(a_step * (self.config.max_steps - step))} left"
+        if step > 1:  # the first one compiles
+            line += f" | {timedelta(seconds=int(seconds * (config.max_steps - step)))} left"
         print0(line)
-        self.first = self.first or (step, now)
         self.logged_at, self.logged, self.norms = now, step, []
-
-
-def open_data(config):
-    """The prepared data of a config. InputError if its vocabulary is not the one asked for."""
-    data = Data(config.dataset, config.block_size)
-    if config.vocab_size not in (0, data.tokenizer.vocab_size):
-        raise InputError(f"{data.folder} has a vocabulary of {data.tokenizer.vocab_size:,}, "
-                         f"vocab_size={config.vocab_size} wants another")
-    return data
 
 
 def describe_run(config, arm, data, model):
@@ -207,9 +181,8 @@ def describe_run(config, arm, data, model):
            f"head), {tokens:,} tokens per step, {epochs:.2f} epochs, {config.dtype} on "
            f"{model.device}")
     if config.max_steps <= config.warmup_steps:
-        print0(f"{config.max_steps} steps all lie inside the {config.warmup_steps} warm-up steps: "
-               f"the learning rate never reaches {config.learning_rate:g}; --warmup_steps=N is "
-               "shorter")
+        print0(f"{config.max_steps} steps all lie inside the {config.warmup_steps} warm-up steps; "
+               "--warmup_steps=N is shorter")
     return {"config": asdict(config), "arm": arm, "params": counts, "data": data.sha256,
             "world_size": world_size(), "tokens_per_step": tokens, "epochs": epochs}
 
@@ -217,11 +190,12 @@ def describe_run(config, arm, data, model):
 def train(config, arm, overwrite):
     """The run. Returns None, or the exit status where a signal stopped it."""
     device = start_ranks(config.device)
-    data = open_data(config)
+    data = Data(config.dataset, config.block_size)
     if local_rank() == 0:
         data.verify()
     torch.set_float32_matmul_precision("high")  # TF32 for what autocast leaves in float32
     model = build_model(asdict(config), data.tokenizer).to(device)
+    refuse_context(model, f"code '{config.code}'")
     optimizer = make_optimizer(model, config)
     scaler = torch.amp.GradScaler(device.type, enabled=config.dtype == "float16")
     folder = RunFolder(config, arm, data, overwrite)
@@ -236,32 +210,33 @@ def train(config, arm, overwrite):
     if step == config.max_steps:
         print0(f"{folder.path} is finished at step {step}; --overwrite starts over")
     forward = torch.compile(model) if config.compile == "True" else model
-    stop, stopping = StopRequest(), False
+    received, stopping = stop_signals(), False
     of_kept = " of the kept text" if data.kept < 0.999 else ""  # the tokenizer loses the rest
-    watch = InputWatch(model, data, validation_blocks(data, config))
+    # every validation reads the same blocks: about eval_tokens, evenly over the split
+    count = max(1, min(config.eval_tokens // config.block_size, data.blocks("val")))
+    blocks = [i * data.blocks("val") // count for i in range(count)]
+    watch = InputWatch(model, data, blocks)
     progress = Progress(folder, model, scaler, config, step)
-
-    def is_due(step):
-        """Whether the state after that many steps is validated and saved; a fresh one is too."""
-        return step == config.max_steps or step % config.eval_interval == 0
+    due_steps = {*range(0, config.max_steps, config.eval_interval), config.max_steps}
 
     while True:
-        due = is_due(step) and (folder.fresh or step > start_step)
+        due = step in due_steps and (folder.fresh or step > start_step)
         if due:
-            val_loss, bits_per_byte = validate(forward, data, config, device)
+            val_loss, bits_per_byte = validate(forward, data, blocks, config, device)
             if not val_loss < 700:  # past that the perplexity is no float; NaN is not below either
                 raise progress.diverged(step, f"the validation loss is {val_loss}")
+            rms, update_ratio = watch.measure()
+            clipped = sum(progress.clipped) / max(1, len(progress.clipped))
             folder.log({"step": step, "val_loss": val_loss, "val_ppl": math.exp(val_loss),
                         "val_bpb": bits_per_byte, "input_norm": input_norm(model),
-                        "input_rms": watch.rms(), "input_speed": watch.update_ratio(),
-                        "clipped": progress.clipped_share(step)})
+                        "input_rms": rms, "input_speed": update_ratio, "clipped": clipped})
             print0(f"step {step}/{config.max_steps} | validation loss {val_loss:.4f} nats, "
-                   f"perplexity {math.exp(val_loss):.2f}, {bits_per_byte:.4f} bits/byte"
-                   + of_kept)
+                   f"perplexity {math.exp(val_loss):.2f}, {bits_per_byte:.4f} bits/byte{of_kept}")
             folder.best = min(folder.best, [val_loss, step])
             if rank() == 0:
                 loss_picture(folder.records, config.name, folder.path / "loss.png")
             print0(one_line_sample(model, data.tokenizer))
+            progress.clipped = []
         if due or stopping:
             progress.finite_norms()
             folder.save(step, model, optimizer, scaler)
@@ -269,13 +244,13 @@ def train(config, arm, overwrite):
         if stopping or step == config.max_steps:
             break
 
-        if is_due(step + 1):
+        if step + 1 in due_steps:
             watch.remember()
         loss, norm, crc = train_step(step, forward, model, optimizer, scaler, data, config)
         progress.norms.append(norm)
         step += 1
-        stopping = any_rank(stop.received)
-        if step % config.log_interval == 0 or step == 1 or is_due(step):
+        stopping = any_rank(received)
+        if step % config.log_interval == 0 or step == 1 or step in due_steps:
             progress.log_step(step, loss, crc)
 
     scores = folder.path / "eval.npz"
@@ -287,7 +262,7 @@ def train(config, arm, overwrite):
         dist.destroy_process_group()
     if step < config.max_steps:
         print0(f"stopped at step {step}, which is saved; the same command again continues")
-        return stop.exit_status()
+        return 128 + (received or [signal.SIGTERM])[0]  # another rank may have received it
 
 
 def main():
@@ -297,14 +272,17 @@ def main():
         return
     if flags["dry_run"]:
         count, name = flags["dry_run"]
-        check(config, count, described(name, count))
-        data = open_data(config) if (Path("data") / config.dataset).exists() else None
-        return dry_run(config, arm, data, count, name)
+        check(config, count, Hardware(count, GPUS[name].capability))
+        return dry_run(config, arm, count, name)
     check(config, world_size())
     try:
         return train(config, arm, flags["overwrite"])
-    except RuntimeError as error:
-        raise in_one_line(error, config) from None
+    except RuntimeError as error:  # a CPU's allocator and MPS have no error of their own
+        if not re.search("out of memory|can't allocate memory|ALLOC_FAILED", str(error)):
+            raise
+        raise InputError(f"out of memory with {config.batch_size} sequences at once; half the "
+                         "--batch_size with twice the --gradient_accumulation_steps takes less, "
+                         "and this run goes on with them") from None
 
 
 if __name__ == "__main__":

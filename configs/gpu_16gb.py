@@ -3,12 +3,10 @@ dataset = "fineweb-edu-16gb"
 n_layer = 8
 n_head = 8
 n_embd = 512
-block_size = 1024
 batch_size = 8
 gradient_accumulation_steps = 16
 max_steps = 4000
 learning_rate = 1e-3  # not tuned: between d = 192 (4e-3) and nanoGPT's d = 768 (6e-4)
 min_lr = 1e-4
 warmup_steps = 250
-eval_interval = 250
 eval_tokens = 1_048_576

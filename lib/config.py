@@ -6,11 +6,11 @@ anything is written.
 """
 import ast
 import difflib
-import importlib.util
 import inspect
 import math
 import os
 import re
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -36,7 +36,7 @@ class Config(GPTConfig):
     batch_size: int = 16            # sequences that go through the model at once
     gradient_accumulation_steps: int = 32  # over all ranks: a step has batch_size * this sequences
     learning_rate: float = 6e-4     # at the peak
-    min_lr: float = 6e-5            # at the last step
+    min_lr: float = 6e-5            # where the cosine ends
     warmup_steps: int = 700
     embed_lr_mult: float = 1.0      # the input's learning rate over the rest's; its decay is / this
     weight_decay: float = 0.1       # on matrices only
@@ -49,7 +49,6 @@ class Config(GPTConfig):
     dtype: str = "auto"             # bfloat16, float16, float32; auto: what the hardware multiplies
     device: str = "auto"            # cuda, cpu, mps
     compile: str = "auto"           # True, False; auto: on cuda, where Triton is
-    wandb_log: bool = False
 
     @property
     def sequences(self):
@@ -66,15 +65,13 @@ FLAGS = {
     "help": "print this",
 }
 
-# (lowest, highest) value of keys. What the model needs, it checks itself.
-RANGES = {"seed": (0, 2**32 - 1), "beta1": (0, 0.9999999), "beta2": (0, 0.9999999)}
-for key in ("vocab_size", "min_lr", "warmup_steps", "weight_decay", "grad_clip", "embed_std"):
-    RANGES[key] = 0, math.inf
-for key in ("max_steps", "batch_size", "gradient_accumulation_steps", "eval_interval",
-            "eval_tokens", "log_interval"):
-    RANGES[key] = 1, math.inf
-for key in ("learning_rate", "embed_lr_mult", "input_multiplier"):
-    RANGES[key] = 1e-30, math.inf
+# The lowest value of keys, and the highest. What the model needs, it checks itself.
+LOWEST = dict.fromkeys(("seed", "vocab_size", "min_lr", "warmup_steps", "beta1", "beta2",
+                        "weight_decay", "grad_clip", "embed_std"), 0)
+LOWEST |= dict.fromkeys(("max_steps", "batch_size", "gradient_accumulation_steps", "eval_interval",
+                         "eval_tokens", "log_interval"), 1)
+LOWEST |= dict.fromkeys(("learning_rate", "embed_lr_mult", "input_multiplier"), 1e-30)
+HIGHEST = {"seed": 2**32 - 1, "beta1": 0.9999999, "beta2": 0.9999999}
 
 
 def readers(key):
@@ -103,13 +100,10 @@ def assign(config, key, value, where):
         raise InputError(f"{where}: unknown key '{key}'"
                          + (f", did you mean '{near[0]}'?" if near else ""))
     kind = TYPES[key]
-    if kind is int and isinstance(value, float) and value.is_integer():
-        value = int(value)
-    if kind is float and type(value) is int:
-        value = float(value)
-    if key == "compile":
-        value = str(value)
-    if type(value) is not kind or kind is float and not math.isfinite(value):
+    numbers = {kind, type(value)} == {int, float} and math.isfinite(value)
+    if key == "compile" or numbers and kind(value) == value:
+        value = kind(value)
+    if type(value) is not kind or value == math.inf:
         raise InputError(f"{where}: {key}={value!r} is not of type {kind.__name__}")
     setattr(config, key, value)
 
@@ -138,36 +132,33 @@ def read_config(path):
 
 def modernise(config):
     """The config of an older log or checkpoint, with today's values."""
+    config = {key: value for key, value in config.items() if key != "wandb_log"}
     if isinstance(config.get("head_bias"), bool):
-        return config | {"head_bias": "zero" if config["head_bias"] else "none"}
+        config["head_bias"] = "zero" if config["head_bias"] else "none"
     return config
 
 
 def parse_value(key, text):
-    """The value of --key=text: the text itself where the key is a str, else the literal it is."""
-    if TYPES.get(key) is str:
-        return text
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError, RecursionError, MemoryError):
-        return text  # `assign` says that it has the wrong type
+    """The value of --key=text: the text itself where the key is a str, else the literal it is.
+    What is no literal stays text, and `assign` says that it has the wrong type."""
+    if TYPES.get(key) is not str:
+        with suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+            return ast.literal_eval(text)
+    return text
 
 
 def compose(argv):
-    """Command line -> (Config, its arm's name, flags: {flag of FLAGS: whether it is given}).
-
-    Files compose left to right, options come on top. flags["dry_run"] is (how many GPUs, which).
-    InputError for what cannot be meant.
-    """
+    """Command line -> (Config, its arm's name, flags: {flag of FLAGS: whether it is given, or of
+    dry_run (how many GPUs, which)}). InputError for what cannot be meant."""
     config, arm, names, given = Config(), "bpe_tied", [], set()
     flags = dict.fromkeys(FLAGS, False)
     size = 0  # how many names stand before the dataset's: up to that of the file that sets it
-    argv = ["--help" if arg == "-h" else arg for arg in argv]
     for path in (arg for arg in argv if not arg.startswith("-")):
         values = read_config(path)
         for key, value in values.items():
             assign(config, key, value, path)
         names.append(Path(path).stem)
+        given |= values.keys()
         if any(key in ARM_KEYS for key in values):
             arm = names[-1]
         if "dataset" in values:
@@ -179,56 +170,43 @@ def compose(argv):
             flags[key] = parse_gpus(text or "1")
         elif key in FLAGS and not equals:
             flags[key] = True
-        elif not equals or not option.startswith("--"):
-            raise InputError(f"{option}: options are written --key=value")
+        elif not equals:
+            raise InputError(f"{option}: options are written --key=value; --help shows them")
         else:
             assign(config, key, parse_value(key, text), option)
             given.add(key)
             if key in ARM_KEYS:
                 arm += f",{key}={text}"
-    refuse_unread(config, given)
+    kind = CODES.get(config.code)  # an unknown code is the model's to refuse
+    for key in OPTIONS:
+        if kind and key in given and key not in kind.options:
+            raise InputError(f"{key}={getattr(config, key)}: code '{config.code}' does not read "
+                             f"it; it is of {readers(key)}")
     if config.dataset != own_dataset:
         names.insert(size, config.dataset)
     config.name = config.name or "-".join([*(names or ["default"]), f"s{config.seed}"])
     return config, arm, flags
 
 
-def refuse_unread(config, given):
-    """InputError for an option of other codes that is `given` or is not at its default: it would do
-    nothing, and stand in the run's name. (An unknown code is the model's to refuse.)"""
-    kind = CODES.get(config.code)
-    for key, default in OPTIONS.items():
-        value = getattr(config, key)
-        if kind and key not in kind.options and (key in given or value != default):
-            raise InputError(f"{key}={value}: code '{config.code}' does not read it; it is of "
-                             f"{readers(key)}")
-
-
 def check(config, world, hardware=None):
-    """Refuse values and combinations that cannot be trained by `world` ranks. Resolves every `auto`
-    for `hardware`, a `lib.hardware.Hardware` (unset: this machine)."""
-    for key, (low, high) in RANGES.items():
-        if not low <= getattr(config, key) <= high:
-            raise InputError(f"{key}={getattr(config, key)}: must be from {low:g} to {high:g}")
+    """Resolve every `auto` for `hardware`, a `lib.hardware.Hardware` (unset: this machine).
+    InputError for what cannot be trained there by `world` ranks."""
+    for key, low in LOWEST.items():
+        value, high = getattr(config, key), HIGHEST.get(key, math.inf)
+        if not low <= value <= high:
+            raise InputError(f"{key}={value}: must be from {low:g} to {high:g}")
     if Path(config.name).name != config.name or config.name.startswith("."):
         raise InputError(f"name='{config.name}' is not a plain folder name")
     mine = config.sequences // world
     if config.sequences % world or mine % min(config.batch_size, mine):
-        raise InputError(f"batch_size * gradient_accumulation_steps = {config.sequences} sequences "
-                         f"cannot be dealt evenly to {world} ranks in micro-batches of "
-                         f"{config.batch_size}")
-    resolve(config, world, hardware or this_hardware())
-    if config.wandb_log and not importlib.util.find_spec("wandb"):
-        raise InputError("wandb_log=True, but wandb is not installed (pip install wandb)")
-
-
-def resolve(config, world, hardware):
-    """Choose device, dtype and compile where they are auto; refuse what the hardware has not."""
+        raise InputError(f"{config.sequences} sequences a step (batch_size * gradient_accumulation_"
+                         f"steps) cannot be dealt evenly to {world} ranks, batch_size at once")
     known = {"device": ("cuda", "cpu", "mps"), "dtype": ("bfloat16", "float16", "float32"),
              "compile": ("True", "False")}
     for key, values in known.items():
         if getattr(config, key) not in (*values, "auto"):
             raise InputError(f"{key}='{getattr(config, key)}': known are {', '.join(values)}, auto")
+    hardware = hardware or this_hardware()
     if config.device == "auto":
         config.device = "cuda" if hardware.gpus else "cpu"
     cuda, mps = config.device == "cuda", config.device == "mps"
@@ -240,16 +218,11 @@ def resolve(config, world, hardware):
         config.compile = str(cuda and triton)
     compiled = config.compile == "True"
     ranks = min(world, int(os.environ.get("LOCAL_WORLD_SIZE", 1)))  # on this machine
-    impossible = {
-        "device='cuda': no CUDA device is here": cuda and not hardware.gpus,
-        f"{ranks} ranks on this machine, but it has {hardware.gpus} GPUs: torchrun "
-        f"--nproc_per_node={hardware.gpus}": cuda and ranks > hardware.gpus,
-        "device='mps': no Apple GPU that torch can use is here": mps and not hardware.mps,
-        "device='mps': one process only, MPS has no collectives": mps and world > 1,
-        "device='mps': only --dtype=float32 works": mps and config.dtype != "float32",
-        "device='mps': only --compile=False works": mps and compiled,
-        "compile=True: this GPU, or this machine without Triton or a C compiler, cannot; "
-        "--compile=False": cuda and compiled and not triton}
-    for why, is_so in impossible.items():
-        if is_so:
-            raise InputError(why)
+    if cuda and ranks > hardware.gpus:
+        raise InputError(f"device='cuda': {ranks} ranks on this machine, but {hardware.gpus} GPUs")
+    if cuda and compiled and not triton:
+        raise InputError("compile=True: no Triton or C compiler for this GPU; --compile=False")
+    if mps and not hardware.mps:
+        raise InputError("device='mps': no Apple GPU that torch can use is here")
+    if mps and (world > 1 or config.dtype != "float32" or compiled):
+        raise InputError("device='mps': only one process, --dtype=float32 and --compile=False work")

@@ -21,16 +21,14 @@ class Data:
     """
 
     def __init__(self, name, block_size):
-        self.folder, self.block_size, self.files = Path("data") / name, block_size, {}
-        if not (self.folder / "meta.json").is_file():
-            there = sorted(p.parent.name for p in Path("data").glob("*/meta.json"))
-            how = "prepare.py makes it"
-            if (self.folder / "train.bin").is_file():
-                how = f"python prepare.py bins {self.folder} --name=NAME adopts nanoGPT's files"
-            raise InputError(f"{self.folder}: no prepared data there "
-                             f"(data/ has: {', '.join(there) or 'nothing'}); {how}")
+        self.folder = folder = Path("data") / name
+        self.block_size, self.files = block_size, {}
+        if not (folder / "meta.json").is_file():
+            there = ", ".join(sorted(p.parent.name for p in Path("data").glob("*/meta.json")))
+            raise InputError(f"{folder}: no prepared data there (data/ has: {there or 'nothing'}); "
+                             f"python prepare.py bins {folder} --name=NAME adopts nanoGPT's files")
         try:
-            meta = json.loads((self.folder / "meta.json").read_bytes())
+            meta = json.loads((folder / "meta.json").read_bytes())
             if meta.pop("checksum") != hashlib.sha256(json.dumps(meta).encode()).hexdigest():
                 raise ValueError("it does not have the hash it was written with")
             self.tokenizer = tokenizer.from_state(meta["tokenizer"])
@@ -38,15 +36,13 @@ class Data:
             self.sha256 = meta["sha256"]
             self.kept = meta.get("kept", 1.0)  # share of the characters that decoding gives back
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"{self.folder}/meta.json is damaged "
-                             f"({type(error).__name__}: {error}); prepare the data again") from None
+            raise InputError(f"{folder}/meta.json is damaged ({type(error).__name__}: {error}); "
+                             "prepare the data again") from None
         for split, tokens in self.tokens.items():
-            path, wanted = self.folder / f"{split}.bin", tokens * self.dtype.itemsize
-            if not path.is_file():
-                raise InputError(f"{path} is missing; prepare the data again")
-            if (size := path.stat().st_size) != wanted:
-                raise InputError(f"{path} has {size:,} bytes, meta.json says {wanted:,}; prepare "
-                                 "the data again")
+            path = folder / f"{split}.bin"
+            if not path.is_file() or path.stat().st_size != tokens * self.dtype.itemsize:
+                raise InputError(f"{path} is missing or does not have the {tokens:,} tokens that "
+                                 "meta.json says; prepare the data again")
             if tokens <= block_size:
                 raise InputError(f"{path} has {tokens:,} tokens, a block needs {block_size + 1:,}: "
                                  f"--block_size={tokens - 1} or less fits")

@@ -1,7 +1,6 @@
 """Ranks: who this process is among them, what they agree on, how they stop together."""
 import os
 import platform
-import re
 import signal
 from contextlib import nullcontext
 
@@ -37,9 +36,8 @@ def start_ranks(name):
     from torch.distributed import nn  # noqa: F401
     if name == "cuda":
         torch.cuda.set_device(device)
-    # torchrun's store outlives a restart: without a prefix a rank may read the address that a
-    # killed one left there, and wait for it. Several machines count their restarts apart: see
-    # runs/README.md.
+    # torchrun's store outlives a restart: without a prefix a rank may wait for the address that a
+    # killed one left there. Several machines count their restarts apart: see runs/README.md.
     one_machine = world_size() == int(os.environ.get("LOCAL_WORLD_SIZE", 0))
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if one_machine else "0"
     store, _, _ = next(dist.rendezvous("env://"))
@@ -73,13 +71,11 @@ def refuse_differences(facts):
     ended for a reason of its own."""
     if not dist.is_initialized():
         return
-    found = [None] * world_size()
-    here = f"rank {rank()} ({platform.node()})"
+    found, here = [None] * world_size(), f"rank {rank()} ({platform.node()})"
     try:
         dist.all_gather_object(found, (here, facts))
-    except RuntimeError as error:
-        raise InputError(f"{here}: another rank ended before the first step, and says why "
-                         f"({str(error).splitlines()[0]})") from None
+    except RuntimeError:
+        raise InputError(f"{here}: another rank ended before the first step; it says why") from None
     first_rank, first = found[0]
     for other_rank, other in found:
         for key in first:
@@ -95,40 +91,9 @@ def autocast(device, dtype):
     return torch.autocast(device.type, getattr(torch, dtype))
 
 
-# ---- how a run ends ----------------------------------------------------------------------------
-
-class StopRequest:
-    """SIGTERM and Ctrl-C ask for the step to be finished and saved; the third Ctrl-C exits at once.
-    `received`: the signals so far."""
-
-    def __init__(self):
-        self.received = []
-        signal.signal(signal.SIGTERM, self.receive)
-        signal.signal(signal.SIGINT, self.receive)
-
-    def receive(self, number, _):
-        self.received.append(number)
-        # one may be heard twice: from the terminal, and from torchrun, which passes it on
-        if self.received.count(signal.SIGINT) > 2:
-            os._exit(128 + number)
-
-    def exit_status(self):
-        """128 + the signal; another rank may have heard it first."""
-        return 128 + (self.received[0] if self.received else signal.SIGTERM)
-
-
-def in_one_line(error, config):
-    """A RuntimeError as an InputError that says how to go on, where memory was not enough or
-    torch.compile does not work; any other as it is."""
-    # imported here: it takes longer than all the rest, and few runs fail
-    from torch._dynamo.exc import TorchDynamoException
-    # a CPU's allocator and MPS have no error of their own
-    if re.search("out of memory|can't allocate memory|ALLOC_FAILED", str(error)):
-        return InputError(f"out of memory with {config.batch_size} sequences at once; half the "
-                          "--batch_size with twice the --gradient_accumulation_steps takes less, "
-                          "and this run goes on with them")
-    if isinstance(error, TorchDynamoException):
-        reason = " ".join(str(error).split())[:300]
-        return InputError(f"torch.compile does not work here ({reason}); --compile=False does "
-                          "without it")
-    return error
+def stop_signals():
+    """SIGTERM and Ctrl-C ask for the step to be finished and saved: a list of those received."""
+    received = []
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda number, _: received.append(number))
+    return received

@@ -4,9 +4,9 @@
         run(main)
 """
 import argparse
-import contextlib
 import os
 import sys
+from pathlib import Path
 
 
 class InputError(Exception):
@@ -34,13 +34,12 @@ def whole_number(text):
 def run(main):
     """Call `main()`. Bad input ends in one line on standard error and exit status 2, Ctrl-C in 130;
     a bug keeps its traceback. What standard output's encoding lacks (cp1252) is printed as `?`."""
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="replace")
+    sys.stdout.reconfigure(errors="replace")
     try:
         status = main()
+    except BrokenPipeError:  # `| head` closed our standard output
+        os._exit(1)
     except (InputError, OSError) as error:
-        if isinstance(error, BrokenPipeError):  # `| head` closed our standard output
-            os._exit(1)
         # under torchrun one rank of each machine speaks
         if os.environ.get("LOCAL_RANK", "0") == "0":
             print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
@@ -51,29 +50,15 @@ def run(main):
     sys.exit(status)
 
 
-def clock(seconds):
-    """Seconds as h:mm:ss."""
-    minutes, seconds = divmod(int(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
-
-
 def write_atomic(path, write):
     """Write a file whole or not at all: `write(file)` fills a temporary neighbour, which is flushed
     to the disk and renamed."""
-    temporary = f"{path}.tmp"
+    temporary = Path(f"{path}.tmp")
     try:
         with open(temporary, "wb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
-        if os.path.exists(temporary):
-            os.remove(temporary)
-        raise
-    with contextlib.suppress(OSError):  # Windows and some network drives flush no folder
-        folder = os.open(os.path.dirname(path) or ".", os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+    finally:
+        temporary.unlink(missing_ok=True)

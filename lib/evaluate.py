@@ -1,8 +1,9 @@
-"""What a run measures besides its loss: the scale of its input and the update ratio at each
-validation, and at the last step the whole validation split: eval.npz, a few kB that say where the
-loss is. compare.py draws documents from it, probe.py tokens reads its groups.
+"""What a run measures besides its loss: at each validation the scale of its input and the update
+ratio; at the last step the nats of the whole validation split, summed by groups: eval.npz.
+compare.py resamples its documents, `probe.py tokens` reads its groups.
 
-    doc_nats, doc_tokens, doc_bytes (N,)   of each document (of neighbouring ones, past 5,000)
+    doc_nats, doc_tokens, doc_bytes (N,)   of each document (of neighbouring ones, past 5,000),
+                                           the <|endoftext|> that ends it being one of its tokens
     seen_nats, seen_tokens                 by how often training will have seen the input token: its
                                            count in the text times the epochs, rounded; bin 0 never,
                                            bin k 2^(k-1) <= times < 2^k
@@ -19,8 +20,6 @@ from lib import tokenizer
 from lib.data import text_bytes, to_device
 from lib.distributed import autocast, rank, sum_ranks, world_size
 
-MOST_DOCUMENTS = 5_000
-
 
 @torch.no_grad()
 def input_norm(model):
@@ -34,8 +33,8 @@ def input_norm(model):
 
 
 class InputWatch:
-    """How large the input's vectors are and how far a step moves them, over the tokens of some
-    validation blocks, each as often as it stands there."""
+    """The input's vectors over the tokens of some validation blocks, each as often as it stands
+    there: how large they are, and how far a step moves them."""
 
     def __init__(self, model, data, blocks):
         ids = data.read("val", blocks)[:, :-1]
@@ -44,25 +43,21 @@ class InputWatch:
         self.share = torch.from_numpy(count / ids.size).float().to(model.device)
         self.embed, self.before = torch.no_grad()(model.embed), None
 
-    def weighted_rms(self, vectors):
+    def rms(self, vectors):
         """Root mean square per coordinate of vectors (n, d), one for each distinct id."""
         return (self.share @ vectors.square().mean(1)).sqrt().item()
-
-    def rms(self):
-        """rms(e) per coordinate."""
-        return self.weighted_rms(self.embed(self.ids))
 
     def remember(self):
         """Keep the vectors as they are before a step."""
         self.before = self.embed(self.ids)
 
-    def update_ratio(self):
-        """rms(delta e) / rms(e) since `remember`; None where nothing was remembered."""
-        if self.before is None:
-            return None
-        before, self.before = self.before, None
-        moved = self.embed(self.ids) - before
-        return self.weighted_rms(moved) / max(self.weighted_rms(before), 1e-30)
+    def measure(self):
+        """(rms(e), rms(delta e) / rms(e) since `remember`, or None where that was not called)."""
+        now, ratio = self.embed(self.ids), None
+        if self.before is not None:
+            ratio = self.rms(now - self.before) / max(self.rms(self.before), 1e-30)
+        self.before = None
+        return self.rms(now), ratio
 
 
 @torch.no_grad()
@@ -72,8 +67,7 @@ def score_validation(model, data, config):
     tokens, T = np.array(data.map("val")), config.block_size
     n = len(tokens) - 1
     # the last block ends with the text; what it shares with the one before is scored there
-    starts = [*range(0, n - T + 1, T)]
-    starts += [n - T] if n % T else []
+    starts = [*range(0, n - T + 1, T)] + ([n - T] if n % T else [])
     nats = torch.zeros(n, dtype=torch.float64)
     mine = starts[rank()::world_size()]
     together = max(config.batch_size, 4096 // T)
@@ -90,40 +84,31 @@ def score_validation(model, data, config):
     return sum_ranks(nats).numpy(), tokens
 
 
-def by_document(tokens, eot, nats, size):
-    """Sums over documents: (nats, tokens, bytes). A document ends with `eot`, which counts as its
-    last token; past MOST_DOCUMENTS, neighbours are taken together."""
-    document = np.cumsum(tokens == eot)[:-1]  # of each token from the second on
-    document = document - document[0]
-    together = -(-(document[-1] + 1) // MOST_DOCUMENTS)
-    document = document // together
-    return (np.bincount(document, nats), np.bincount(document),
-            np.bincount(document, size[tokens[1:]]).astype(np.int64))
-
-
 def evaluate(model, data, config, epochs):
     """Score the validation split; returns the arrays of eval.npz (see above)."""
     nats, tokens = score_validation(model, data, config)
     tok = data.tokenizer
     raw, V = tokenizer.token_bytes(tok), tok.vocab_size
     given = tokens[:-1]  # the input token that stood before each scored one
-    token_nats = np.bincount(given, nats, minlength=V)
-    token_count = np.bincount(given, minlength=V)
+    token_nats, token_count = np.bincount(given, nats, V), np.bincount(given, minlength=V)
 
     seen = np.round(data.train_counts * epochs).astype(np.int64)
     seen_bin = np.where(seen > 0, np.floor(np.log2(np.maximum(seen, 1))) + 1, 0).astype(int)
     length = np.array([len(token) for token in raw])
     scripts = [tokenizer.script_of(token.decode(errors="replace")) for token in raw]
-    names = sorted(set(scripts))
-    script = np.array([names.index(name) for name in scripts])
+    names, script = np.unique(scripts, return_inverse=True)
     holders = Counter(token[:config.pos_dim] for token in raw)
     shared = np.array([int(token != b"" and holders[token[:config.pos_dim]] > 1) for token in raw])
 
-    found = {"script_names": np.array(names)}
-    found["doc_nats"], found["doc_tokens"], found["doc_bytes"] = by_document(
-        tokens, tok.eot, nats, text_bytes(tok))
-    for what, group in (("seen", seen_bin), ("length", length), ("script", script),
-                        ("shared", shared)):
+    document = np.cumsum(tokens == tok.eot)[:-1]  # of each token from the second on
+    document -= document[0]
+    document //= -(-(document[-1] + 1) // 5_000)
+    size = np.bincount(document, text_bytes(tok)[tokens[1:]])
+
+    found = {"script_names": names, "doc_nats": np.bincount(document, nats),
+             "doc_tokens": np.bincount(document), "doc_bytes": size.astype(np.int64)}
+    groups = {"seen": seen_bin, "length": length, "script": script, "shared": shared}
+    for what, group in groups.items():
         found[f"{what}_nats"] = np.bincount(group, token_nats)
         found[f"{what}_tokens"] = np.bincount(group, token_count).astype(np.int64)
     return {name: x.astype(np.float32) if x.dtype == np.float64 else x

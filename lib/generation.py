@@ -8,15 +8,14 @@ from lib.errors import InputError
 
 
 class KVCache:
-    """Keys and values of the positions seen so far, for every layer; filled by one prompt, then one
-    token at a time."""
+    """Every layer's keys and values of the positions seen so far."""
 
     def __init__(self):
         self.layers = {}
         self.length = 0  # positions filled; advanced by the model once all layers have written
 
     def update(self, layer, k, v):
-        """Store k, v (B, n_head, T, head width) after what is there; returns all of it so far."""
+        """Add k, v (B, n_head, T, head width) to a layer; returns all of it so far."""
         if layer in self.layers:
             k, v = (torch.cat(pair, dim=2) for pair in zip(self.layers[layer], (k, v)))
         self.layers[layer] = k, v
@@ -25,38 +24,32 @@ class KVCache:
 
 @torch.no_grad()
 def refuse_context(model, name):
-    """InputError if a model's hidden states change when its tokens come one at a time: then its
-    input reads more than each token's own id, and sampling with a KV cache would be wrong."""
-    ids = torch.arange(min(8, model.config.block_size), device=model.device).unsqueeze(0)
-    ids = ids % model.config.vocab_size
-    whole = model.hidden(ids)
-    cache = KVCache()
-    parts = torch.cat([model.hidden(one, cache) for one in ids.split(1, dim=1)], dim=1)
-    if not torch.allclose(whole, parts, rtol=1e-2, atol=1e-2):
-        raise InputError(f"{name}: its input reads more than each token's own id, which cannot be "
-                         "sampled a token at a time; an arm's forward may depend on the id alone")
+    """InputError if a model's input vectors change when its tokens come one at a time: an arm may
+    read each token's own id alone, or a token could not be sampled with a KV cache."""
+    ids = torch.arange(8, device=model.device).unsqueeze(0) % model.config.vocab_size
+    alone = torch.cat([model.embed(one) for one in ids.split(1, dim=1)], dim=1)
+    if not torch.allclose(model.embed(ids), alone, rtol=1e-2, atol=1e-2):
+        raise InputError(f"{name}: its input reads more than each token's own id; an arm's forward "
+                         "may depend on the id alone")
 
 
 @torch.no_grad()
 def generate(model, ids, max_new_tokens, temperature=1.0, top_k=None, top_p=None, generator=None,
              use_cache=True):
-    """Continue ids (B, T), 1 <= T <= block_size. Yields the next ids (B,), `max_new_tokens`
-    times. temperature 0 is greedy. `use_cache` changes the cost and not the text.
+    """Continue ids (B, T), 1 <= T <= block_size. Yields the next ids (B,), `max_new_tokens` times.
 
     Past block_size the older half of the context is dropped and the rest is computed again, so that
-    a token costs the same on average however long the text.
+    a token costs the same on average. `use_cache` changes the cost and not the ids.
     """
     cache, head = None, model.head_rows()
     sayable = model.config.vocab_size if model.head_code is None else len(head[0])
     for _ in range(max_new_tokens):
         if ids.size(1) > model.config.block_size:
             ids, cache = ids[:, -max(1, model.config.block_size // 2):], None
-        if cache is not None:
-            x = model.hidden(ids[:, -1:], cache)
-        else:
-            cache = KVCache() if use_cache else None
-            x = model.hidden(ids, cache)
-        logits = model.logits(x[:, -1], head)[:, :sayable].float()
+        new = ids[:, -1:] if cache else ids
+        if use_cache:
+            cache = cache or KVCache()
+        logits = model.logits(model.hidden(new, cache)[:, -1], head)[:, :sayable].float()
         next_ids = choose(logits, temperature, top_k, top_p, generator)
         ids = torch.cat((ids, next_ids.unsqueeze(1)), dim=1)
         yield next_ids
@@ -80,8 +73,8 @@ def choose(logits, temperature, top_k, top_p, generator):
 
 
 def continue_text(model, tok, ids, seed=42, word="", **how):
-    """Continue ids (B, T) -> B texts, each up to <|endoftext|>. how: arguments of `generate`.
-    `word`: what the model's slot reads as, if it has one: the free id that a coded head can say."""
+    """Continue ids (B, T) -> B texts, each up to <|endoftext|>. `word` is the text of the model's
+    slot, the free id that a coded head can say. how: arguments of `generate`."""
     generator = torch.Generator(ids.device).manual_seed(seed)
     steps = list(generate(model, ids, generator=generator, **how))
     texts = []
@@ -94,12 +87,11 @@ def continue_text(model, tok, ids, seed=42, word="", **how):
     return texts
 
 
-def one_line_sample(model, tok, tokens=24):
-    """What a model under training begins a document with, on one line. The same seed each time;
-    nothing of the training's own random numbers is used, and its mode is left as it was."""
+def one_line_sample(model, tok):
+    """How a model under training begins a document, on one line; the same seed each time. Training
+    mode and random numbers stay as they were."""
     training = model.training
-    model.eval()
     begin = torch.tensor([[tok.eot]], device=model.device)
-    text, = continue_text(model, tok, begin, max_new_tokens=tokens, temperature=0.7, top_p=0.9)
+    text, = continue_text(model.eval(), tok, begin, max_new_tokens=24, temperature=0.7, top_p=0.9)
     model.train(training)
     return "sample: " + " ".join(text.split())

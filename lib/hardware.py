@@ -3,10 +3,12 @@ what a run takes there: --dry_run."""
 import importlib.util
 import re
 import shutil
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 
+from lib.data import Data
 from lib.errors import InputError
 from model import GPT, GPTConfig
 
@@ -59,9 +61,8 @@ class Hardware:
 
 def this_hardware():
     """The `Hardware` of this machine."""
-    found = Hardware(mps=torch.backends.mps.is_available())
-    found.cpu_bfloat16 = (torch.cpu._is_avx512_bf16_supported()
-                          or torch.cpu._is_amx_tile_supported())
+    bfloat16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    found = Hardware(mps=torch.backends.mps.is_available(), cpu_bfloat16=bfloat16)
     if torch.cuda.is_available():
         found.gpus, found.capability = torch.cuda.device_count(), torch.cuda.get_device_capability()
         found.compiler = (importlib.util.find_spec("triton") is not None
@@ -71,96 +72,80 @@ def this_hardware():
 
 def peak_flops(device, count):
     """Peak of `count` such devices together in operations per second; None if it is unknown."""
-    if device.type != "cuda":
-        return None
-    name = torch.cuda.get_device_name(device)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
     return next((gpu.flops * count for part, gpu in GPUS.items() if part in name), None)
-
-
-def described(name, count):
-    """The `Hardware` of a machine with `count` GPUs called `name` in GPUS."""
-    return Hardware(gpus=count, capability=GPUS[name].capability)
 
 
 def parse_gpus(text):
     """"8", "1x4090", "T4" or "2xRTX 3090" -> (how many, the GPU's name; an H100 where none is
     named). InputError if it is none of these."""
-    names = {name.lower().split()[-1]: name for name in GPUS}  # 4090
-    known = ", ".join(names)
-    names |= {name.lower().replace(" ", ""): name for name in GPUS}  # rtx4090
-    asked = text.lower().replace(" ", "")
+    names = {name.lower().split()[-1]: name for name in GPUS}
+    asked = re.sub("[gr]tx *", "", text.lower())
     if asked in names:
         return 1, names[asked]
     found = re.fullmatch(r"([1-9]\d*)(?:x(.+))?", asked)
     if not found or (found[2] or "h100") not in names:
         raise InputError(f"--dry_run={text}: a number of GPUs, a GPU, or both, as in --dry_run=8 "
-                         f"or --dry_run=1x4090 (known: {known})")
+                         f"or --dry_run=1x4090 (known: {', '.join(GPUS)})")
     return int(found[1]), names[found[2] or "h100"]
 
-
-# ---- what a run takes ----------------------------------------------------------------------------
 
 def estimate_memory(model, config, micro):
     """Bytes at the peak of a step in eager mode, at the start of the backward pass:
     {"weights and optimizer", "activations", "loss"}.
 
-    AdamW in float32 keeps 12 bytes per weight besides the gradient; half precision adds copies
-    of what it multiplies. A block keeps, per token, 38 d bytes in bfloat16 (68 d in float32): two
-    norms' inputs and outputs, q, k, v, the attention twice, 4 d twice of the MLP; in bfloat16 on a
-    CPU also the attention's probabilities. The loss keeps float32 log-probabilities; on a GPU the
-    logits stand beside them in both formats.
+    AdamW in float32 keeps 12 bytes per weight besides the gradient; half precision adds copies of
+    what it multiplies. A block keeps, per token, 38 d bytes in bfloat16 (68 d in float32), on a CPU
+    the attention's probabilities too. The loss keeps float32 log-probabilities, on a GPU logits in
+    both formats too.
     """
     c, counts, tokens = model.config, model.num_params(), micro * config.block_size
-    half = config.dtype != "float32"
+    half, cpu = config.dtype != "float32", config.device == "cpu"
     head = c.padded_size * c.n_embd
     weights = 12 * counts["total"] + 4 * head
     weights += 2 * (counts["body"] + head) if half else 0
     if config.code_form == "table":
         weights += 4 * c.padded_size * getattr(model.transformer.wte, "code_width", 0)
     per_token = (38 if half else 68) * c.n_embd
-    per_logit = 10 if half else 8
-    if config.device == "cpu":
-        per_token += 2 * c.n_head * c.block_size if half else 0
-        per_logit = 4
+    per_token += 2 * c.n_head * c.block_size if half and cpu else 0
+    per_logit = 4 if cpu else 10 if half else 8
     return {"weights and optimizer": weights,
             "activations": c.n_layer * per_token * tokens,
             "loss": tokens * c.padded_size * per_logit}
 
 
-def dry_run(config, arm, data, count, name):
-    """Print what a run would take on `count` GPUs called `name` in GPUS. Nothing is allocated.
-    `data` is None if it is not prepared yet. InputError if there can be no such run."""
+def dry_run(config, arm, count, name):
+    """Print what a run would take on `count` GPUs called `name` in GPUS. Nothing is allocated, the
+    data need not be prepared. InputError if there can be no such run."""
     if config.device != "cuda":
         raise InputError(f"--dry_run is of CUDA GPUs, not of device='{config.device}'")
     vocab_size = config.vocab_size or GPTConfig.vocab_size  # GPT-2's where nothing else is said
     epochs = f"{config.dataset} is not prepared yet"
-    if data:
+    if Path("data", config.dataset).exists():
+        data = Data(config.dataset, config.block_size)
         vocab_size = data.tokenizer.vocab_size
         passes = config.max_steps * config.sequences / data.blocks("train")
         epochs = f"{passes:.2f} epochs of {config.dataset}"
-    shape = {f.name: getattr(config, f.name) for f in fields(GPTConfig)}
-    shape |= {"vocab_size": vocab_size, "code_form": "on_the_fly"}
     try:
         with torch.device("meta"):
-            model = GPT(GPTConfig(**shape), [])
+            model = GPT(replace(config, vocab_size=vocab_size, code_form="on_the_fly"), [])
     except ValueError as error:
         raise InputError(str(error)) from None
     counts, padded, gpu = model.num_params(), model.config.padded_size, GPUS[name]
-    per_step = config.sequences * config.block_size
+    per_step, mine = config.sequences * config.block_size, config.sequences // count
     flops = model.flops_per_token() * config.max_steps * per_step
     most, least = (flops / (share * gpu.flops * count) / 3600 for share in gpu.reached)  # hours
-    mine = config.sequences // count
     micro = min(config.batch_size, mine)
     memory = estimate_memory(model, config, micro)
     parts = " + ".join(f"{size / 1e9:.2f} {what}" for what, size in memory.items())
     room = 0.95 * gpu.memory * 1e9 - 0.6e9  # a twentieth goes to fragments, 0.6 GB to CUDA itself
-    fitting = [n for n in range(1, mine + 1) if mine % n == 0
-               and sum(estimate_memory(model, config, n).values()) <= room]
-    fits = f"does not fit; nothing does with {config.n_layer} layers of d {config.n_embd}"
-    if fitting:
-        fits = (f"{'fits' if micro <= fitting[-1] else 'does not fit'}; the largest micro-batch "
-                f"that does is {fitting[-1]}: --batch_size={fitting[-1]} "
-                f"--gradient_accumulation_steps={config.sequences // fitting[-1]}")
+    largest = max((n for n in range(1, mine + 1) if mine % n == 0
+                   and sum(estimate_memory(model, config, n).values()) <= room), default=None)
+    fits = "does not fit; no micro-batch does"
+    if largest:
+        fits = (f"{'fits' if micro <= largest else 'does not fit'}; the largest micro-batch that "
+                f"does is {largest}: --batch_size={largest} "
+                f"--gradient_accumulation_steps={config.sequences // largest}")
     print(f"""\
 {arm}, seed {config.seed}, vocabulary {vocab_size:,} ({padded:,} with padding)
 parameters: {counts['total']:,} = {counts['input']:,} input + {counts['body']:,} body + \

@@ -5,9 +5,11 @@ import numpy as np
 
 from lib.errors import write_atomic
 
-# arm: (colour, marker, line). The order is that of the tables. Arms of one family share a marker;
-# colours are Okabe and Ito's, safe for the colour-blind, and shades of them; lines tell the arms of
-# a family apart in grey.
+# Arms that the picture of sizes draws as lines.
+LINES = ("kron", "bpe_untied", "bpe_untied_usual", "bpe_tied", "bpe_tied_usual")
+
+# arm: (colour, marker, line), in the order of the tables. A family shares a marker; colours are
+# Okabe and Ito's, safe for the colour-blind; lines tell the arms of a family apart in grey.
 ARMS = {
     "bpe_tied": ("#000000", "o", "-"),
     "bpe_tied_usual": ("#777777", "o", ":"),
@@ -47,15 +49,11 @@ def look(arm):
     """How an arm is drawn, {color, marker, ls}; one without a row in ARMS by its name's hash."""
     number = zlib.crc32(arm.encode())
     other = f"#{number & 0x9f9f9f:06x}", OTHER_MARKERS[(number >> 24) % len(OTHER_MARKERS)], "-"
-    colour, marker, line = ARMS.get(arm, other)
-    return {"color": colour, "marker": marker, "ls": line}
+    return dict(zip(("color", "marker", "ls"), ARMS.get(arm, other)))
 
-
-# ---- pictures out ------------------------------------------------------------------------------
 
 def panels(count, width, height=4.4, dpi=110):
-    """A figure with `count` axes side by side, and the list of them. Text in it is text: a run that
-    is called $x$ is no formula."""
+    """A figure with `count` axes side by side, and the list of them. Text in it is no formula."""
     import matplotlib.figure  # takes a third of a second, which --help need not wait for
     matplotlib.rcParams["text.parse_math"] = False
     figure = matplotlib.figure.Figure((width * count, height), dpi=dpi, layout="constrained")
@@ -66,79 +64,55 @@ def panels(count, width, height=4.4, dpi=110):
     return figure, axes
 
 
-def draw_bars(ax, arm, x, middle, low, high, line=None):
-    """An arm's values (n,) at x with bars from low to high; `line` in place of the arm's own."""
-    style = look(arm)
+def draw_bars(ax, arm, x, points, line=None):
+    """An arm's points, (middle, low, high) of n values each, at x with bars from low to high;
+    `line` in place of the arm's own."""
+    style, (middle, low, high) = look(arm), points
     style["ls"] = style["ls"] if line is None else line
-    below = np.maximum(np.subtract(middle, low), 0)
-    above = np.maximum(np.subtract(high, middle), 0)
-    ax.errorbar(x, middle, [below, above], capsize=2, lw=1.3, ms=6, label=arm, **style)
+    bars = np.maximum([np.subtract(middle, low), np.subtract(high, middle)], 0)
+    ax.errorbar(x, middle, bars, capsize=2, lw=1.3, ms=6, label=arm, **style)
 
 
-def draw_curves(ax, arm, curves):
-    """An arm's curves {seed: {step: value}}: the mean over seeds at the steps that all have, with a
-    band from the lowest to the highest."""
-    steps = sorted(set.intersection(*map(set, curves.values()))) if curves else []
-    if steps:
-        values = np.array([[curve[step] for step in steps] for curve in curves.values()])
-        ax.plot(steps, values.mean(0), ms=5, lw=1.6, label=arm, **look(arm))
-        ax.fill_between(steps, values.min(0), values.max(0), color=look(arm)["color"], alpha=0.15,
-                        lw=0)
+def draw_curves(ax, arm, curves, **style):
+    """An arm's curves {seed: {x: value}}: the mean over seeds, with a band from the lowest to the
+    highest. Its last point, (x, mean)."""
+    import pandas as pd  # takes half a second, which --help need not wait for
+    values, style = pd.DataFrame(curves).sort_index(), look(arm) | style
+    mean = values.mean(axis=1)
+    ax.plot(mean.index, mean, ms=5, lw=1.5, label=arm, **style)
+    ax.fill_between(mean.index, values.min(axis=1), values.max(axis=1), color=style["color"],
+                    alpha=0.2, lw=0)
+    return mean.index[-1], mean.iloc[-1]
 
 
-def draw_loss(records, title):
-    """Training and validation loss of one run against steps, with the last value; the axis leaves
-    out the start, whose fall from ln V would flatten all that follows."""
-    figure, (ax,) = panels(1, 7)
+def loss_picture(records, title, path):
+    """loss.png of one run: losses against steps; the axis leaves out the fall from ln V."""
+    figure, (ax,) = panels(1, 7, dpi=120)
     training, validation = ([(r["step"], r[key]) for r in records if r.get(key) is not None]
                             for key in ("loss", "val_loss"))
     if training:
-        steps, losses = zip(*training)
-        ax.plot(steps, losses, color="0.75", lw=0.8, label="training batch")
-        if len(steps) > 25:
-            import pandas as pd  # takes half a second, which --help need not wait for
-            running = pd.Series(losses).ewm(alpha=25 / len(losses)).mean()
-            ax.plot(steps, running, color="0.4", lw=1.2, label="training, smoothed")
+        ax.plot(*zip(*training), color="0.6", lw=0.8, label="training batch")
     if validation:
         ax.plot(*zip(*validation), color="C0", marker="o", ms=4, label="validation")
         ax.annotate(f"{validation[-1][1]:.3f}", validation[-1], (0, 8), ha="right", color="C0",
                     textcoords="offset points")
-    last = max((step for step, _ in [*training, *validation]), default=0)
-    later = [loss for step, loss in [*training, *validation] if step > last / 10]
-    if later:
+    points = sorted([*training, *validation])
+    later = [loss for step, loss in points if step >= points[-1][0] / 10]
+    if points:
         ax.set_ylim(min(later) - 0.1, max(later) + 0.1)
-    ax.set(xlabel="step", ylabel="loss (nats per token)", title=title)
-    if ax.lines:
         ax.legend()
-    return figure
+    ax.set(xlabel="step", ylabel="loss (nats per token)", title=title)
+    write_atomic(path, lambda file: figure.savefig(file, format="png"))
 
 
-def loss_picture(records, title, path):
-    """loss.png of one run."""
-    figure = draw_loss(records, title)
-    write_atomic(path, lambda file: figure.savefig(file, format="png", dpi=120))
-
-
-LINES = ("kron", "bpe_untied", "bpe_untied_usual", "bpe_tied", "bpe_tied_usual")
-MOST_CURVES = 10  # arms; past that a picture of curves shows those of lowest loss
-
-
-def comparison_picture(table):
-    """Validation loss against training tokens, of the best arms where there are many; the first
-    quarter's fall is left out."""
-    curves = {}  # {arm: {seed: {tokens seen: loss}}}
-    for arm, run in zip(table["arm"], table["run"]):
-        per_step = run["header"].get("tokens_per_step", 1)
-        curve = {v["step"] * per_step: v["val_loss"] for v in run["vals"] if v["step"]}
-        curves.setdefault(arm, {})[run["header"]["config"]["seed"]] = curve
+def curves_picture(table):
+    """Validation loss of every arm against steps, from a nat above the highest final loss on."""
     figure, (ax,) = panels(1, 8, 5)
-    late = []
-    for arm in table.groupby("arm", sort=False)["loss"].mean().nsmallest(MOST_CURVES).index:
-        draw_curves(ax, arm, curves[arm])
-        late += [loss for c in curves[arm].values() for t, loss in c.items() if t >= max(c) / 4]
-    ax.set(ylim=(min(late) - 0.05, max(late) + 0.05), xlabel="training tokens",
+    for arm, group in table.groupby("arm", sort=False):
+        draw_curves(ax, arm, {seed: {v["step"]: v["val_loss"] for v in run["vals"] if v["step"]}
+                              for seed, run in zip(group["seed"], group["run"])})
+    ax.set(ylim=(table["loss"].min() - 0.05, table["loss"].max() + 1), xlabel="step",
            ylabel="validation loss (nats per token)")
-    ax.xaxis.set_major_formatter(lambda x, _: f"{x / 1e6:g}M" if x >= 1e6 else f"{x:,g}")
     ax.legend(fontsize=9)
     return figure
 
@@ -159,90 +133,75 @@ def name_ends(ax, ends):
                     arrowprops={"arrowstyle": "-", "color": colour, "lw": 0.8})
 
 
-def draw_seeds(ax, arm, points, **style):
-    """An arm's values {x: [one per seed]}: means joined, with a band from lowest to highest. The
-    last point, (x, mean)."""
-    x, style = sorted(points), look(arm) | style
-    means = [np.mean(points[at]) for at in x]
-    ax.plot(x, means, ms=5, lw=1.5, **style)
-    ax.fill_between(x, [min(points[at]) for at in x], [max(points[at]) for at in x], lw=0,
-                    color=style["color"], alpha=0.2)
-    return x[-1], means[-1]
-
-
-def answer_picture(tables, others, baseline):
-    """Two pictures. Left: the final gap to the baseline against training tokens per vocabulary
-    entry, of the arms that were run at several (else of all); `tables`: one a horizon, the main one
-    first; `others`: (name, its tables, ...) of other texts and vocabularies, drawn hollow. Right:
-    final loss against how many numbers a token's code has, fixed codes and trained ranks; the arms
-    of LINES are horizontal lines."""
-    figure, (left, right) = panels(2, 4, 4.2, 220)  # twice the width at which a page shows it
-    gaps, sizes = {}, []  # {(text, arm): {tokens per entry: gaps}}
-    texts = [tables, *(other[1] for other in others if baseline in set(other[1][0]["arm"]))]
-    for text, horizons in enumerate(texts):
-        header = horizons[0].loc[horizons[0]["arm"] == baseline, "run"].iloc[0]["header"]
-        entries = max(header["params"]["input"], header["params"]["head"])
-        sizes.append(max(1, entries // header["config"]["n_embd"]))
-        for table in horizons:
-            steps = table["run"].iloc[0]["header"]["config"]["max_steps"]
-            losses = table.pivot(index="seed", columns="arm", values="loss")
-            for arm in losses.columns:
-                found = (losses[arm] - losses[baseline]).dropna()
-                if len(found):
-                    seen = steps * header.get("tokens_per_step", 1) / sizes[text]
-                    gaps.setdefault((text, arm), {})[seen] = found
-    for line, points in gaps.items():  # over the seeds that all of its points have
-        seeds = sorted(set.intersection(*(set(found.index) for found in points.values())))
-        gaps[line] = {x: found[seeds] for x, found in points.items() if seeds}
-    several = {line for line, points in gaps.items() if len(points) > 1} or {*gaps}
-    ends = []
-    for text, arm in sorted(several - {(text, baseline) for text in range(1, len(texts))}):
-        name = f"{arm}, V {sizes[text]:,}" if text else arm  # hollow: another vocabulary
-        ends.append((*draw_seeds(left, arm, gaps[text, arm], mfc="white" if text else None), name,
-                     look(arm)["color"]))
-    left.set(xscale="log", xlabel="training tokens per vocabulary entry",
-             ylabel=f"loss - loss of {baseline} (nats per token)")
-    set_ticks(left, [x for line in several for x in gaps[line]])
-    name_ends(left, ends)
-
-    codes, lines, ends = {}, {}, []
-    for arm, group in tables[0].groupby("arm", sort=False):
-        config = group["run"].iloc[0]["header"]["config"]
-        widths = {0: (sizes[0] - 1).bit_length(), -1: config["n_embd"]}  # minimal, as wide as e
-        at = {"affine": widths.get(config["code_width"], config["code_width"]),
-              "lowrank": config["rank"], "frozen_random": config["n_embd"]}.get(config["code"])
-        if at and not config["input_norm"]:
-            name = {"affine": "wide"}.get(config["code"], config["code"])
-            codes.setdefault(name, {})[at] = group["loss"].tolist()
-        elif arm in LINES:
-            lines[arm] = group["loss"].mean()
-    for name, points in codes.items():
-        said = {"wide": "fixed parities", "lowrank": "trained rank"}.get(name, name)
-        ends.append((*draw_seeds(right, name, points), said, look(name)["color"]))
-    right.set(xscale="log", xlabel="numbers in a token's code", ylabel="loss (nats per token)")
-    set_ticks(right, [x for points in codes.values() for x in points])
-    for arm, loss in lines.items():
-        right.axhline(loss, lw=1.3, color=look(arm)["color"], ls=look(arm)["ls"])
-        ends.append((right.get_xlim()[1], loss, arm, look(arm)["color"]))
-    name_ends(right, ends)
-    return figure
-
-
 def set_ticks(ax, values):
-    """Ticks of a logarithmic axis at some of its values, those that do not stand too close."""
+    """A logarithmic axis with ticks at those of its values that do not stand too close."""
     ticks = []
     for value in sorted(values):
         if not ticks or value > 1.5 * ticks[-1]:
             ticks.append(value)
+    ax.set_xscale("log")
     ax.set_xticks(ticks, [f"{value:,.0f}" for value in ticks])
     ax.minorticks_off()
 
 
-def values_picture(table, key, values):
-    """Final loss against the values of one key: the mean, with a band over seeds."""
-    figure, (ax,) = panels(1, 7)
-    losses = table.groupby("arm", sort=False)["loss"].apply(list)
-    draw_seeds(ax, key, dict(enumerate(losses)))
-    ax.set_xticks(range(len(values)), [str(value) for value in values])
-    ax.set(xlabel=key, ylabel="validation loss (nats per token)")
+def draw_gaps(ax, texts, baseline):
+    """The final gap to the baseline against training tokens per vocabulary entry, of the arms run
+    at several (else of all); hollow from the second text on. How many entries the first has."""
+    import pandas as pd  # takes half a second, which --help need not wait for
+    found, ends = [], []
+    for text, horizons in enumerate(texts):
+        for table in horizons:
+            header = table.loc[table["arm"] == baseline, "run"].iloc[0]["header"]
+            tables = max(header["params"]["input"], header["params"]["head"])
+            size = max(1, tables // header["config"]["n_embd"])
+            tokens = header["config"]["max_steps"] * header["tokens_per_step"]
+            losses = table.pivot(index="seed", columns="arm", values="loss")
+            gaps = losses.sub(losses[baseline], axis=0).stack().dropna().rename("gap")
+            found.append(gaps.reset_index().assign(text=text, size=size, seen=tokens / size))
+    lines = {key: line.pivot(index="seen", columns="seed", values="gap").dropna(axis=1)
+             for key, line in pd.concat(found).groupby(["text", "arm", "size"])}
+    several = {key: line for key, line in lines.items() if line.shape[0] > 1 and line.size} or lines
+    for (text, arm, size), line in several.items():
+        if not text or arm != baseline:
+            end = draw_curves(ax, arm, line, mfc="white" if text else None)
+            name = f"{arm}, V {size:,}" if text else arm
+            ends.append((*end, name, look(arm)["color"]))
+    ax.set(xlabel="training tokens per vocabulary entry",
+           ylabel=f"loss - loss of {baseline} (nats per token)")
+    set_ticks(ax, {x for line in several.values() for x in line.index})
+    name_ends(ax, ends)
+    return found[0]["size"].iloc[0]
+
+
+def draw_sizes(ax, table, entries):
+    """Final loss against how many numbers a token's code has, fixed codes and trained ranks; the
+    arms of LINES are horizontal lines."""
+    codes, ends = {}, []
+    for arm, group in table.groupby("arm", sort=False):
+        config = group["run"].iloc[0]["header"]["config"]
+        widths = {0: int(entries - 1).bit_length(), -1: config["n_embd"]}  # minimal, as wide as e
+        at = {"affine": widths.get(config["code_width"], config["code_width"]),
+              "lowrank": config["rank"], "frozen_random": config["n_embd"]}.get(config["code"])
+        if at and not config["input_norm"]:
+            for seed, loss in zip(group["seed"], group["loss"]):
+                codes.setdefault(config["code"], {}).setdefault(seed, {})[at] = loss
+        elif arm in LINES:
+            loss, style = group["loss"].mean(), look(arm)
+            ax.axhline(loss, lw=1.3, color=style["color"], ls=style["ls"])
+            ends.append((config["n_embd"], loss, arm, style["color"]))
+    for code, curves in codes.items():
+        name = {"affine": "fixed parities", "lowrank": "trained rank"}.get(code, code)
+        style = look("wide" if code == "affine" else code)
+        ends.append((*draw_curves(ax, code, curves, **style), name, style["color"]))
+    ax.set(xlabel="numbers in a token's code", ylabel="loss (nats per token)")
+    set_ticks(ax, {x for curves in codes.values() for curve in curves.values() for x in curve})
+    name_ends(ax, ends)
+
+
+def answer_picture(tables, others, baseline):
+    """The two pictures of the answer; `others`: comparisons of other texts and vocabularies."""
+    figure, (left, right) = panels(2, 4, 4.2, 220)  # twice the width at which a page shows it
+    texts = [other["tables"] for other in others if baseline in set(other["tables"][0]["arm"])]
+    entries = draw_gaps(left, [tables, *texts], baseline)
+    draw_sizes(right, tables[0], entries)
     return figure

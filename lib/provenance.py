@@ -3,40 +3,44 @@ import ast
 import hashlib
 import os
 import platform
+import re
 import shlex
 import subprocess
 import sys
 from datetime import datetime, timezone
+from pathlib import Path
 
 import torch
 
 from lib.config import ROOT
 
-
-def cpu_name():
-    """The processor's model, as /proc/cpuinfo gives it where there is one."""
-    if os.path.exists("/proc/cpuinfo"):
-        with open("/proc/cpuinfo") as file:
-            for line in file:
-                if line.startswith("model name"):
-                    return line.split(":")[1].strip()
-    return platform.processor() or platform.machine()
-
-
-def git(*args):
-    """What `git ARGS` prints in the project's folder. OSError or CalledProcessError if it fails."""
-    done = subprocess.run(["git", "-C", str(ROOT), *args], check=True, capture_output=True,
-                          text=True)
-    return done.stdout.strip()
-
-
 DECISIVE = ("codes.py", "rivals.py", "model.py", "train.py", "lib/config.py", "lib/data.py",
             "lib/evaluate.py")
 
 
+def cpu_name():
+    """The processor's model, as /proc/cpuinfo gives it where there is one."""
+    info = Path("/proc/cpuinfo")
+    found = re.search(r"model name\s*:(.*)", info.read_text()) if info.exists() else None
+    return found[1].strip() if found else platform.processor() or platform.machine()
+
+
+def git(*args):
+    """What `git ARGS` prints in the project's folder. OSError or CalledProcessError if it fails."""
+    return subprocess.check_output(["git", "-C", str(ROOT), *args], text=True,
+                                   stderr=subprocess.DEVNULL).strip()
+
+
+def is_aside(statement):
+    """Whether a statement is a docstring or the `if __name__ == "__main__"` of a script."""
+    if isinstance(statement, ast.Expr):
+        return isinstance(statement.value, ast.Constant)
+    return isinstance(statement, ast.If) and "__name__" in ast.unparse(statement.test)
+
+
 def code_hash():
-    """A hash of the code that decides a run's numbers, 12 hex digits: of its statements, so that
-    comments, docstrings, layout and what only `python codes.py` runs do not count."""
+    """A hash of the statements that decide a run's numbers, 12 hex digits: comments, docstrings,
+    layout and what only `python codes.py` runs do not count."""
     digest = hashlib.sha256()
     for name in DECISIVE:
         tree = ast.parse((ROOT / name).read_bytes())
@@ -47,21 +51,13 @@ def code_hash():
     return digest.hexdigest()[:12]
 
 
-def is_aside(statement):
-    """Whether a statement is a docstring or the `if __name__ == "__main__"` of a script."""
-    if isinstance(statement, ast.Expr):
-        return isinstance(statement.value, ast.Constant)
-    return isinstance(statement, ast.If) and "__name__" in ast.unparse(statement.test)
-
-
 def describe_machine(device, world):
-    """Hardware, versions, commit, code, command, date: what results are quoted with."""
+    """Hardware, versions, commit, code, command and date: a dict."""
+    hardware = f"{cpu_name()}, {world} x {torch.get_num_threads()} threads"
     if device.type == "cuda":
         hardware = f"{world} x {torch.cuda.get_device_name(device)}"
-    elif device.type == "mps":
+    if device.type == "mps":
         hardware = f"the GPU of {cpu_name()}"
-    else:
-        hardware = f"{cpu_name()}, {world} x {torch.get_num_threads()} threads"
     try:
         commit = git("rev-parse", "--short=12", "HEAD")
         if git("status", "--porcelain", "-uno", "--", ".", ":!results"):  # pages make no numbers

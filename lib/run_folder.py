@@ -8,6 +8,7 @@ import os
 import shutil
 import sys
 import zipfile
+from contextlib import suppress
 from dataclasses import asdict, fields
 from pathlib import Path
 
@@ -24,8 +25,6 @@ from model import GPT, GPTConfig
 DAMAGE = (KeyError, ValueError, TypeError, RuntimeError, AttributeError)
 
 
-# ---- a checkpoint ------------------------------------------------------------------------------
-
 def save_checkpoint(path, state):
     """Write a checkpoint, a dict of tensors and plain values, whole or not at all. OSError if the
     disk does not take it."""
@@ -33,15 +32,14 @@ def save_checkpoint(path, state):
         try:
             torch.save(state, file)
         except RuntimeError as error:  # torch's way of saying that a write failed
-            reason = getattr(error.__context__, "strerror", None) or error
-            raise OSError(f"{path} cannot be written ({reason}); "
+            raise OSError(f"{path} cannot be written ({error.__context__ or error}); "
                           "the checkpoint before it is kept") from None
     write_atomic(path, write)
 
 
 def load_checkpoint(run):
-    """Read a run's checkpoint: out/RUN, or the file itself. Only weights and plain values are
-    loaded, nothing is executed. Returns the dict that `save_checkpoint` was given.
+    """Read a run's checkpoint, out/RUN or the file itself: the dict that `save_checkpoint` was
+    given. Only weights and plain values are loaded, nothing is executed.
 
     InputError if there is none, or if it fails the checksums that torch.save stored in it.
     """
@@ -55,26 +53,25 @@ def load_checkpoint(run):
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         checkpoint["config"] = asdict(Config()) | modernise(checkpoint["config"])
     except Exception as error:  # the reader raises whatever the damage leads to
-        why = f"{type(error).__name__}: {str(error)[:100]}"
-        if "Unsupported" in str(error):
-            why = "it is unsafe: it would run code when loaded"
-        raise InputError(f"{path}: damaged, or not a checkpoint of this project ({why})") from None
+        reason = str(error).split(". ")[0][:100]
+        raise InputError(f"{path}: damaged, or not a checkpoint of this project "
+                         f"({type(error).__name__}: {reason})") from None
     return checkpoint
 
 
 def build_model(config, tok, initialise=True):
     """A fresh GPT for a run's config, a dict that may hold more keys than the model's, and its
     tokenizer. InputError if there can be none."""
-    keys = {f.name for f in fields(GPTConfig)} & config.keys()
-    chosen = {key: config[key] for key in keys} | {"vocab_size": tok.vocab_size}
+    chosen = {f.name: config[f.name] for f in fields(GPTConfig)} | {"vocab_size": tok.vocab_size}
+    if config["vocab_size"] not in (0, tok.vocab_size):
+        raise InputError(f"vocab_size={config['vocab_size']}: the data has {tok.vocab_size:,}")
     try:
         model = GPT(GPTConfig(**chosen), tokenizer.token_bytes(tok), initialise)
     except ValueError as error:
         raise InputError(str(error)) from None
-    mult, weights = config.get("embed_lr_mult", 1), model.transformer.wte.parameters()
-    if mult != 1 and not any(p.requires_grad for p in weights):
-        raise InputError(f"embed_lr_mult={mult}: this input has no weights (code={config['code']}, "
-                         f"lift={config['lift']})")
+    trained = any(p.requires_grad for p in model.transformer.wte.parameters())
+    if config.get("embed_lr_mult", 1) != 1 and not trained:
+        raise InputError(f"embed_lr_mult={config['embed_lr_mult']}: this input has no weights")
     return model
 
 
@@ -91,38 +88,22 @@ def load_model(run, device="cpu"):
     return model.eval().to(device), tok, checkpoint
 
 
-# ---- a log -------------------------------------------------------------------------------------
-
 def read_log(path):
     """log.jsonl -> (its records, how many lines were dropped): a kill can leave half a line. A
     record is a dict with a step, or the header."""
-    records, dropped = [], 0
-    with open(path, "rb") as file:
-        for line in file:
-            try:
-                record = json.loads(line)
-            except ValueError:
-                record = None
+    lines = Path(path).read_bytes().splitlines()
+    records = []
+    for line in lines:
+        with suppress(ValueError):
+            record = json.loads(line)
             if isinstance(record, dict) and isinstance(record.get("step", 0), int):
                 records.append(record)
-            else:
-                dropped += 1
-    return records, dropped
+    return records, len(lines) - len(records)
 
-
-def as_line(record):
-    """A record as a line of log.jsonl. JSON has no infinity: what is not finite (of a float16 step
-    that was skipped) becomes null."""
-    finite = {key: None if isinstance(value, float) and not math.isfinite(value) else value
-              for key, value in record.items()}
-    return json.dumps(finite) + "\n"
-
-
-# ---- a run's folder ----------------------------------------------------------------------------
 
 def hold_lock(path):
-    """Lock the file out/.NAME.lock until this process ends. InputError if another process holds it;
-    a warning where the file system has no locks."""
+    """Lock out/.NAME.lock until this process ends. InputError if another process holds it; a
+    warning where the file system has no locks."""
     path.parent.mkdir(exist_ok=True)
     lock = filelock.FileLock(path.with_name(f".{path.name}.lock"), blocking=False,
                              fallback_to_soft=False)  # a soft lock outlives a kill
@@ -131,14 +112,13 @@ def hold_lock(path):
     except filelock.Timeout:
         raise InputError(f"{path} is in use by another process") from None
     except (OSError, NotImplementedError) as error:
-        print(f"warning: {lock.lock_file} cannot be locked ({error}); nothing keeps a second "
-              f"process from {path}", file=sys.stderr)
+        print(f"warning: nothing keeps a second process from {path} ({error})", file=sys.stderr)
     return lock
 
 
 # Keys that may change when a run is resumed: those that touch no number, and those that change
 # bits, not batches. The log says so.
-FREE = {"wandb_log", "log_interval", "eval_interval", "device", "dtype", "compile"}
+FREE = {"log_interval", "eval_interval", "device", "dtype", "compile"}
 SPLIT = {"batch_size", "gradient_accumulation_steps"}  # these where their product stays
 
 
@@ -146,31 +126,28 @@ class RunFolder:
     """out/NAME of one run, locked. Rank 0 alone writes, and nothing but the lock before `begin`.
 
     `fresh`: there is no checkpoint to resume. `records`: the log so far. `best`: [the lowest
-    validation loss, its step]. InputError if the folder is in use or its checkpoints are gone.
+    validation loss, its step]. InputError if the folder is in use or its checkpoint is gone.
     """
 
     def __init__(self, config, arm, data, overwrite):
         self.path, self.config, self.tokenizer = Path("out") / config.name, config, data.tokenizer
         self.identity = asdict(config) | {"arm": arm, "data": data.sha256}
-        self.records, self.changes, self.best, self.wandb = [], {}, [math.inf, 0], None
+        self.records, self.changes, self.best = [], {}, [math.inf, 0]
         if rank() == 0:
             self.lock = hold_lock(self.path)
         # restarted by torchrun, it resumes what its first start began
         self.overwrite = overwrite and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"
-        saved = [self.path / name for name in ("ckpt.pt", "best.pt")]
-        saved = [path for path in saved if path.exists() and not self.overwrite]
-        self.checkpoint = saved[0] if saved else None
-        self.fresh = self.checkpoint is None
+        self.fresh = self.overwrite or not (self.path / "ckpt.pt").exists()
         if self.fresh and not self.overwrite and (self.path / "eval.npz").exists():
-            raise InputError(f"{self.path} is a finished run whose checkpoints are gone; give "
-                             "another --name, or start over with --overwrite")
+            raise InputError(f"{self.path} is a finished run whose ckpt.pt is gone; give another "
+                             "--name, or start over with --overwrite")
 
     def restore(self, model, optimizer, scaler):
         """Load the checkpoint; returns its step, 0 if there is none. InputError if it is damaged or
         of another run."""
         if self.fresh:
             return 0
-        checkpoint = load_checkpoint(self.checkpoint)
+        checkpoint = load_checkpoint(self.path)
         try:
             self.compare(checkpoint["config"])
             step, self.best = checkpoint["step"], checkpoint["best"]
@@ -179,7 +156,7 @@ class RunFolder:
             if scaler.is_enabled() and "dtype" not in self.changes:
                 scaler.load_state_dict(checkpoint["scaler"])
         except DAMAGE as error:
-            raise InputError(f"{self.checkpoint} does not hold together "
+            raise InputError(f"{self.path}/ckpt.pt does not hold together "
                              f"({type(error).__name__}: {error})") from None
         log = self.path / "log.jsonl"
         for record in read_log(log)[0] if log.exists() else []:
@@ -192,24 +169,30 @@ class RunFolder:
     def compare(self, old):
         """InputError, naming the first difference, unless a checkpoint's config is this run's. What
         may change is noted in `changes`: {key: [before, now]}."""
-        def sequences(config):
-            return config["batch_size"] * config["gradient_accumulation_steps"]
-        same_batches = sequences(old) == sequences(self.identity)
+        split = old["batch_size"] * old["gradient_accumulation_steps"] == self.config.sequences
         for key in old | self.identity:
             before, now = old.get(key), self.identity.get(key)
             if before == now or key == "vocab_size":  # the data's hash stands for it
                 continue
-            if key not in FREE and not (key in SPLIT and same_batches):
+            if key not in FREE and not (split and key in SPLIT):
                 raise InputError(f"{self.path} was made with {key}={before}, now {key}={now}; give "
                                  "another --name, or start over with --overwrite")
             self.changes[key] = [before, now]
 
     def begin(self, header, step):
-        """Begin to write: the log up to `step`, under `header` if it has none; wandb. A run that is
-        resumed with other keys, hardware, ranks or code logs it."""
+        """Begin to write: the log up to `step`, under `header` if it has none. A run that goes on
+        with other keys, hardware, ranks or code logs it."""
         self.records = self.records or [header]
-        if step < self.config.max_steps and not self.fresh:
-            self.note_changes(header, step)
+        known = self.records[0].copy()  # as it was when the run was last begun or resumed
+        for record in self.records:
+            known |= {key: now for key, (_, now) in record.get("went_on_with", {}).items()}
+        for key in ("hardware", "world_size", "code_hash"):
+            if known.get(key) != header[key]:
+                self.changes[key] = [known.get(key), header[key]]
+        if self.changes and step < self.config.max_steps:
+            self.records.append({"step": step, "went_on_with": self.changes})
+            print0("resumed with " + ", ".join(f"{key}={now} (before: {before})"
+                                               for key, (before, now) in self.changes.items()))
         if rank() != 0:
             return
         if self.overwrite and self.path.exists():
@@ -217,54 +200,22 @@ class RunFolder:
             shutil.rmtree(old, ignore_errors=True)
             self.path.rename(old)
         self.path.mkdir(exist_ok=True)
-        for path in self.path.glob("*.tmp"):  # of a process that was killed
-            path.unlink()
-        text = "".join(map(as_line, self.records))
+        text = "".join(json.dumps(record) + "\n" for record in self.records)
         write_atomic(self.path / "log.jsonl", lambda file: file.write(text.encode()))
-        if self.config.wandb_log:
-            import wandb
-            self.wandb = wandb
-            wandb.init(project="input-embeddings", name=self.config.name, id=self.config.name,
-                       config=asdict(self.config), resume="allow")
-
-    def note_changes(self, header, step):
-        """Log what is not as it was when the run was last begun or resumed, if anything."""
-        known = self.records[0].copy()
-        for record in self.records:
-            known |= {key: now for key, (_, now) in record.get("went_on_with", {}).items()}
-        for key in ("hardware", "world_size", "code_hash"):
-            if known.get(key) != header[key]:
-                self.changes[key] = [known.get(key), header[key]]
-        if self.changes:
-            self.records.append({"step": step, "went_on_with": self.changes})
-            print0("resumed with " + ", ".join(f"{key}={now} (before: {before})"
-                                               for key, (before, now) in self.changes.items()))
 
     def log(self, record):
         """Append a record, a dict with a step, to the log."""
         self.records.append(record)
-        if rank() != 0:
-            return
-        with open(self.path / "log.jsonl", "a") as file:
-            file.write(as_line(record))
-        if self.wandb:
-            values = {key: value for key, value in record.items() if key != "step"}
-            self.wandb.log(values, step=record["step"])
+        if rank() == 0:
+            with open(self.path / "log.jsonl", "a") as file:
+                file.write(json.dumps(record) + "\n")
 
     def save(self, step, model, optimizer, scaler):
-        """Write ckpt.pt; if this is the lowest validation loss so far best.pt, whose second name
-        ckpt.pt then is: it costs no disk."""
+        """Write ckpt.pt, and best.pt before it if this is the lowest validation loss so far."""
         if rank() != 0:
             return
-        ckpt, best, temporary = (self.path / name for name in ("ckpt.pt", "best.pt", "ckpt.pt.tmp"))
-        lowest = self.best[1] == step
-        save_checkpoint(best if lowest else ckpt, {
-            "model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step,
-            "scaler": scaler.state_dict(), "best": self.best, "tokenizer": self.tokenizer.state,
-            "config": self.identity})
-        if lowest:
-            try:
-                os.link(best, temporary)
-            except OSError:  # the file system has no links
-                shutil.copyfile(best, temporary)
-            os.replace(temporary, ckpt)
+        state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step,
+                 "scaler": scaler.state_dict(), "best": self.best,
+                 "tokenizer": self.tokenizer.state, "config": self.identity}
+        for name in ("best.pt", "ckpt.pt") if self.best[1] == step else ("ckpt.pt",):
+            save_checkpoint(self.path / name, state)

@@ -9,8 +9,6 @@ DRAWS = 10_000  # of a bootstrap
 LEVEL = 0.05  # nats: an interval within it on both sides of 0 says that two arms are level
 
 
-# ---- over seeds --------------------------------------------------------------------------------
-
 def student_interval(mean, error, degrees):
     """95 % interval of a mean with its standard error, and the two-sided p-value of 0:
     ([low, high], p)."""
@@ -23,40 +21,34 @@ def summary(values):
     """Numbers, one per seed -> {"mean", "sd", "n", "interval"}; sample sd and 95 % Student
     interval are None for one seed."""
     values = [float(value) for value in values]
-    n, mean = len(values), statistics.fmean(values)
-    if n == 1:
-        return {"mean": mean, "sd": None, "n": n, "interval": None}
-    sd = statistics.stdev(values)
-    interval, _ = student_interval(mean, sd / math.sqrt(n), n - 1)
+    n, mean, sd, interval = len(values), statistics.fmean(values), None, None
+    if n > 1:
+        sd = statistics.stdev(values)
+        interval, _ = student_interval(mean, sd / math.sqrt(n), n - 1)
     return {"mean": mean, "sd": sd, "n": n, "interval": interval}
 
 
 def spread(values):
     """One value per seed (n,) -> {"mean", "sd", "per_seed"}; sd is None for one seed."""
-    numbers = summary(values)
-    return {"mean": numbers["mean"], "sd": numbers["sd"], "per_seed": [float(x) for x in values]}
+    values = [float(value) for value in values]
+    return {key: summary(values)[key] for key in ("mean", "sd")} | {"per_seed": values}
 
 
 def residual_deviations(table):
-    """The deviations of an additive model, loss = arm + seed + residual, one for each kind of arm:
-    {kind: {"sd", "degrees" of freedom}} of the kinds that leave some.
-
-    With one kind this is least squares: A arms that all have S seeds leave (A-1)(S-1) degrees. With
-    several, each variance is its kind's squared residuals over what the fit leaves of them,
-    weighted by those variances until they stand still (restricted maximum likelihood).
-    """
+    """The deviations of loss = arm + seed + residual by kind of arm, {kind: {"sd", "degrees" of
+    freedom}}: least squares, with several kinds weighted until their variances stand still
+    (restricted maximum likelihood)."""
     import pandas as pd  # takes half a second, which --help need not wait for
     design = np.hstack([pd.get_dummies(table[key], dtype=float) for key in ("arm", "seed")])
     y, kind = table["loss"].to_numpy(), table["kind"].to_numpy()
     found = dict.fromkeys(table["kind"].unique(), (1.0, 0.0))
     for _ in range(200):
-        before = found
+        before, found = found, {}
         weight = np.array([1 / math.sqrt(max(before[k][0], 1e-12)) for k in kind])
         columns, sizes, _ = np.linalg.svd(design * weight[:, None], full_matrices=False)
         columns = columns[:, sizes > 1e-9 * sizes[0]]
         residual = (y * weight - columns @ (columns.T @ (y * weight))) / weight
         left = 1 - (columns**2).sum(1)  # how much of each value the fit leaves free
-        found = {}
         for k in before:
             degrees = float(left[kind == k].sum())
             variance = float((residual[kind == k]**2).sum()) / degrees if degrees > 1e-6 else 1.0
@@ -68,34 +60,28 @@ def residual_deviations(table):
 
 
 def gap_variance(deviations, kinds):
-    """The variance of one seed's gap between two arms of these kinds, (kind, kind), and its degrees
-    of freedom: Satterthwaite's (1946) where the kinds differ. A kind that has no deviation of its
-    own has the other's; (None, 0) where neither has."""
-    known = [deviations.get(kind) for kind in kinds]
-    known = [one or other for one, other in (known, known[::-1])]
-    if None in known:
+    """The variance of one seed's gap between arms of two kinds, and its degrees of freedom:
+    Satterthwaite's (1946) where the kinds differ. A kind without a deviation has the other's."""
+    known = [deviations[kind] for kind in kinds if kind in deviations]
+    if not known:
         return None, 0
-    (a, of_a), (b, of_b) = ((one["sd"]**2, one["degrees"]) for one in known)
-    if known[0] == known[1] or not a + b:
+    (a, of_a), (b, of_b) = ((one["sd"]**2, one["degrees"]) for one in (known[0], known[-1]))
+    if known[0] == known[-1] or not a + b:
         return a + b, of_a
     return a + b, (a + b)**2 / (a**2 / of_a + b**2 / of_b)
 
 
-def holm(p_values, count=None):
-    """p-values {name: p} corrected for being several (Holm 1979): {name: corrected p}. `count`: how
-    many tests were planned, if some of them could not be made."""
-    names = sorted(p_values, key=p_values.get)
-    steps = (count or len(names)) - np.arange(len(names))
-    corrected = np.maximum.accumulate(steps * [p_values[name] for name in names])
-    return dict(zip(names, np.minimum(corrected, 1).tolist()))
+def holm(p_values, count):
+    """p-values corrected for `count` planned tests, some of which may not have been made (Holm
+    1979)."""
+    ranks = np.argsort(p_values)
+    corrected = np.maximum.accumulate((count - np.arange(len(ranks))) * np.sort(p_values))
+    return np.minimum(corrected, 1)[np.argsort(ranks)].tolist()
 
-
-# ---- over documents, over prompts --------------------------------------------------------------
 
 def bootstrap_documents(nats, tokens, draws=DRAWS):
-    """Mean losses on documents resampled with replacement: nats (R, N) of R runs on N documents of
-    `tokens` (N,) each -> (draws, R), summed nats over summed tokens. All runs share the draws, so a
-    difference of columns is paired."""
+    """Mean losses on documents resampled with replacement: nats (R, N) of R runs on documents of
+    `tokens` (N,) each -> (draws, R). All runs share the draws, so differences are paired."""
     rng, N = np.random.default_rng(0), len(tokens)
     columns = np.concatenate([nats, [tokens]]).T.astype(float)  # (N, R + 1)
     losses = np.empty((draws, len(nats)))
@@ -108,11 +94,8 @@ def bootstrap_documents(nats, tokens, draws=DRAWS):
 
 def document_interval(gaps, error=0.0, degrees=1):
     """95 % interval and two-sided p-value of a gap from its bootstrap (draws,): ([low, high], p).
-
     Seeds are crossed in through `error`, the gap's standard error over them: each draw gets a value
-    of Student's distribution, since a few seeds resampled would give too narrow an interval (two
-    thirds of the variance at three). With error 0 it holds for these very training runs.
-    """
+    of Student's distribution. With error 0 it holds for these very training runs."""
     draws = np.asarray(gaps, dtype=float)
     if error:
         u = (np.arange(len(draws)) + 0.5) / len(draws)  # the distribution evenly, not at random
@@ -124,12 +107,8 @@ def document_interval(gaps, error=0.0, degrees=1):
 
 
 def crossed_interval(values):
-    """95 % interval of a mean over seeds and prompts, (S, N) numbers: prompts resampled, seeds as
-    in `document_interval`. With one seed it holds for that very training run. [low, high].
-
-    Few prompts resampled vary too little, by (N-1)/N, and the normal tail is too short for them:
-    the draws are stretched to Student's interval of N numbers.
-    """
+    """95 % interval of a mean over seeds and prompts, (S, N) numbers, [low, high]: prompts
+    resampled and stretched to Student's interval of N numbers, seeds as in `document_interval`."""
     values = np.asarray(values, dtype=float)
     seeds, prompts = values.shape
     drawn = np.random.RandomState(0).randint(0, prompts, (DRAWS, prompts))
@@ -143,13 +122,9 @@ def crossed_interval(values):
 
 
 def share_interval(shares, enough=5):
-    """95 % interval of a share of hits, (S, N) shares of what S seeds made of N prompts:
-    `crossed_interval` within [0, 1].
-
-    Where fewer than `enough` prompts have a hit, or a miss, how much prompts differ cannot be seen,
-    and each counts as one trial of Wilson's interval (1927): nothing in 20 prompts is [0, 0.16],
-    however often each was tried.
-    """
+    """95 % interval of a share of hits, (S, N) of S seeds and N prompts: `crossed_interval` within
+    [0, 1]. Where fewer than `enough` prompts have a hit, or a miss, each prompt counts as one trial
+    of Wilson's interval (1927): nothing in 20 prompts is [0, 0.16]."""
     by_prompt = np.asarray(shares, dtype=float).mean(0)
     if min((by_prompt > 0).sum(), (by_prompt < 1).sum()) < enough:
         trials = scipy.stats.binomtest(round(by_prompt.sum()), len(by_prompt))
@@ -158,80 +133,60 @@ def share_interval(shares, enough=5):
     return [max(0.0, low), min(1.0, high)]
 
 
-def sign_flip(differences):
-    """Exact two-sided p-value of paired differences (n,), whole numbers, whose signs are coins
-    where nothing is different; of -1, 0 and 1 this is McNemar's exact test."""
-    sizes, total = np.abs(np.asarray(differences, dtype=int)), abs(int(np.sum(differences)))
-    probability = np.ones(1)  # of each sum of the pairs so far, from the lowest on
-    for size in sizes:
-        probability = (np.pad(probability, (2 * size, 0)) + np.pad(probability, (0, 2 * size))) / 2
-    sums = np.arange(len(probability)) - sizes.sum()
-    return float(min(1.0, probability[np.abs(sums) >= total].sum()))
-
-
-# ---- of two curves -----------------------------------------------------------------------------
-
 def steps_to_match(vals, target):
     """The step at which a validation curve first comes down to `target`, interpolated linearly;
     None if it never does."""
     there = next((i for i, val in enumerate(vals) if val["val_loss"] <= target), None)
-    if not there:
-        return None if there is None else float(vals[0]["step"])
-    before, after = vals[there - 1:there + 1]
-    share = (before["val_loss"] - target) / (before["val_loss"] - after["val_loss"])
-    return before["step"] + share * (after["step"] - before["step"])
+    if there is None:
+        return None
+    near = vals[max(there - 1, 0):there + 1][::-1]  # from the lower loss to the higher
+    return float(np.interp(target, [v["val_loss"] for v in near], [v["step"] for v in near]))
 
 
 def speedup(arm, base):
     """Two runs -> total steps over the step at which the arm reaches the base's final loss; where
     it never does, the step at which the base had reached the arm's final loss over total steps."""
-    total = base["vals"][-1]["step"]
-    reached = steps_to_match(arm["vals"], base["vals"][-1]["val_loss"])
-    if reached is not None:
-        return total / max(reached, 1)
-    return steps_to_match(base["vals"], arm["vals"][-1]["val_loss"]) / total
+    last = base["vals"][-1]
+    reached = steps_to_match(arm["vals"], last["val_loss"])
+    if reached is None:
+        return steps_to_match(base["vals"], arm["vals"][-1]["val_loss"]) / last["step"]
+    return last["step"] / max(reached, 1)
 
-
-# ---- of two arms -------------------------------------------------------------------------------
 
 def paired(table, arm, base, deviations):
-    """The gap arm - base, paired by seed, with its intervals; None without a common seed. "gap" has
-    Student's own; "pooled" is that with the residual deviations of all arms; "documents" is over
-    documents crossed with seeds. A verdict rests on "interval" and "p": the pooled one, with one
-    seed the wider one of its documents and of one seed of its kind."""
+    """The gap arm - base, paired by seed, with its intervals; None without a common seed. "pooled"
+    has the deviations of all arms; "documents" is over documents crossed with seeds. "interval" and
+    "p" are the pooled ones, with one seed the wider one of the two."""
     ours, theirs = (table[table["arm"] == name] for name in (arm, base))
     both = ours.merge(theirs, on="seed", suffixes=("", "_base")).sort_values("seed")
     if both.empty:
         return None
     n, gaps = len(both), both["loss"] - both["loss_base"]
-    gap = summary(gaps)
-    pair = {"arm": arm, "base": base, "seeds": both["seed"].tolist(), "gap": gap,
-            "pooled": None, "documents": None, "degrees": None, "interval": None, "p": None,
-            "rests_on": None, "percent": summary(100 * (both["loss"] / both["loss_base"] - 1)),
-            "speedup": summary(map(speedup, both["run"], both["run_base"])),
-            "ppl_ratio": summary(np.exp(gaps))}
+    gap, pooled, documents = summary(gaps), (None, None), (None, None)
     variance, degrees = gap_variance(deviations, both[["kind", "kind_base"]].iloc[0])
-    error, found = 0.0, []
+    error = math.sqrt(variance / n) if degrees else 0.0
     if degrees:
-        error = math.sqrt(variance / n)
-        interval, p = student_interval(gap["mean"], error, degrees)
-        pair |= {"pooled": interval, "degrees": degrees}
-        found.append((interval, p, "seeds"))
+        pooled = student_interval(gap["mean"], error, degrees)
     if both["bootstrap"].notna().all():
         draws = np.mean((both["bootstrap"] - both["bootstrap_base"]).tolist(), axis=0)
-        interval, p = document_interval(draws, error if n > 1 else 0.0, degrees)
-        pair["documents"] = interval
-        if n == 1:
-            found.append((interval, p, "documents"))
-    if found:
-        interval, p, what = max(found, key=lambda one: one[0][1] - one[0][0])
-        pair |= {"interval": interval, "p": p, "rests_on": what}
-    return pair
+        documents = document_interval(draws, error if n > 1 else 0.0, degrees)
+    one_seed = n == 1 and documents[0] and (not degrees or np.ptp(documents[0]) > np.ptp(pooled[0]))
+    (interval, p), rests_on = (documents, "documents") if one_seed else (pooled, "seeds")
+    pair = {"arm": arm, "base": base, "seeds": both["seed"].tolist(), "gap": gap,
+            "pooled": pooled[0], "documents": documents[0], "degrees": degrees or None,
+            "interval": interval, "p": p, "rests_on": rests_on if interval else None,
+            "percent": summary(100 * (both["loss"] / both["loss_base"] - 1)),
+            "speedup": summary(map(speedup, both["run"], both["run_base"])),
+            "ppl_ratio": summary(np.exp(gaps)),
+            "asked": int(both[["asked", "asked_base"]].to_numpy().min())}
+    return pair | {"verdict": verdict(pair, p)}
 
 
 def verdict(pair, p):
-    """What a gap says at the p-value `p`, a list: "lower" or "higher" at 5 %, "level" where the
-    interval lies within LEVEL; both can hold. Else "not known"."""
+    """What a gap says, a list: "lower" or "higher" at 5 %, "level" where the interval lies within
+    LEVEL; both can hold. Else, and of one seed where several are planned, "not known"."""
+    if pair["gap"]["n"] == 1 < pair["asked"]:
+        return ["not known"]
     found = []
     if p is not None and p < 0.05:
         found.append("lower" if pair["gap"]["mean"] < 0 else "higher")

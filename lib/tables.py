@@ -1,25 +1,16 @@
-"""Tables and pages in Markdown, and the files of a result."""
+"""Tables in Markdown, and the files of a result."""
 import json
 import os
 import re
-import shlex
-import sys
-from datetime import datetime, timezone
 from pathlib import Path
 
 from lib.errors import InputError, write_atomic
-
-# ---- tables out --------------------------------------------------------------------------------
-
-def bullets(notes):
-    """What a page's reader must know first, as a list of at most one paragraph."""
-    return ["Read this first:\n\n" + "\n".join(f"- {note}" for note in notes)] if notes else []
 
 
 def markdown_table(head, rows):
     """Rows of cells -> a GitHub table, padded so that it reads well in a terminal too."""
     table = [[str(cell) for cell in row] for row in [head, *rows]]
-    widths = [max(len(row[i]) for row in table) for i in range(len(head))]
+    widths = [max(map(len, column)) for column in zip(*table)]
     lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths)) + " |"
              for row in table]
     rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
@@ -38,16 +29,13 @@ def bracket(interval, digits=4):
     """An interval (low, high) as text, - for None."""
     if interval is None:
         return "-"
-    low, high = interval
-    return f"[{low:+.{digits}f}, {high:+.{digits}f}]"
+    return "[{:+.{digits}f}, {:+.{digits}f}]".format(*interval, digits=digits)
 
 
 def numbers(seeds):
     """Seeds as text."""
-    return ", ".join(str(seed) for seed in sorted(seeds)) or "none"
+    return ", ".join(map(str, sorted(seeds))) or "none"
 
-
-# ---- of a comparison ---------------------------------------------------------------------------
 
 def arm_table(result):
     """What each arm is and reaches."""
@@ -83,9 +71,9 @@ def gap_table(pairs):
             "rests on": c["rests_on"] or "-", "own seeds (Student)": bracket(c["gap"]["interval"]),
             "documents x seeds": bracket(c["documents"]), "gap (%)": pm(c["percent"], 2, "+"),
             "steps-to-match": pm(c["speedup"], 2) + "x"})
-    columns = [name for name in rows[0] if any(row[name] != "-" for row in rows)]
-    if len({row["question"] for row in rows}) == 1:
-        columns.remove("question") if "question" in columns else None
+    one = len({row["question"] for row in rows}) == 1
+    columns = [name for name in rows[0] if any(row[name] != "-" for row in rows)
+               and not (one and name == "question")]
     return markdown_table(columns, [[row[name] for name in columns] for row in rows])
 
 
@@ -98,19 +86,6 @@ def horizon_table(equal):
     return markdown_table(["contrast", "seeds", *(f"{steps:,} steps" for steps in horizons)],
                           [[*names, *row.values()] for names, row in rows.items()])
 
-
-# arXiv 2605.29459 (kron) and 2605.09751 (binary, affine), as they state them.
-PUBLISHED = markdown_table(["what", "figure", "value"], [
-    ("kron - bpe_tied, 124M, 2.5B tokens, 3 seeds", "gap", "-0.083 +- 0.007 nats (-2.5 +- 0.2 %)"),
-    ("kron / bpe_tied, likewise", "perplexity ratio", "about 0.91"),
-    ("kron, likewise", "steps-to-match", "1.43x"),
-    ("binary / learned table, 32 layers, 17B tokens, 3 seeds", "perplexity", "2.36 / 2.44"),
-    ("affine, a slightly shorter run", "perplexity", "2.39"),
-    ("seed to seed, those runs", "perplexity", "4.8 %: comparable, not better"),
-])
-
-
-# ---- files out ---------------------------------------------------------------------------------
 
 def save_results(out, page, result, figure):
     """Write OUT.md (a text), OUT.json (a dict, six digits) and OUT.png, making the folder if need
@@ -129,24 +104,7 @@ def save_results(out, page, result, figure):
     print(f"\nwrote {out}.md, {out}.json" + (f", {out}.png" if figure else ""))
 
 
-def stamp(runs):
-    """What made a results file: the command, the date, the runs' commits and hardware."""
-    headers = [run["header"] for run in runs]
-    return {"command": shlex.join(["python", os.path.basename(sys.argv[0]), *sys.argv[1:]]),
-            "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            "commit": sorted({header.get("commit", "unknown") for header in headers}),
-            "hardware": sorted({header.get("hardware", "unknown") for header in headers})}
-
-
-def made_by(made):
-    """A stamp as the last line of a page."""
-    return (f"Made by `{made['command']}` on {made['date']}, from runs on "
-            f"{'; '.join(made['hardware'])}, commits {', '.join(made['commit'])}; each run's "
-            "command is in its log.jsonl.")
-
-
 def refuse_folder(out):
-    """InputError if --out is a folder or empty: it is a name without ending. A folder of runs is
-    one that its page stands beside: results/tiny.md and results/tiny/."""
+    """InputError if --out is a folder, but for one of runs, which its page stands beside."""
     if not os.path.basename(out) or (os.path.isdir(out) and not any(Path(out).glob("*/log.jsonl"))):
         raise InputError(f"--out={out} is a folder; give a name without ending, like results/mine")

@@ -5,11 +5,9 @@
     tok.decode(tok.encode("Hello"))         # "Hello"
     token_bytes(tok)[tok.encode("Hi")[0]]   # b"Hi"
 
-A tokenizer is its vocabulary: `tok.state` is a JSON-able dict that goes into meta.json and into
-every checkpoint, `from_state(tok.state)` is the same tokenizer again. Splitting and merging are
-tiktoken's or Hugging Face's, training is rustbpe's. What all of them have: `name`, `vocab_size`,
-`eot` (the id that separates documents), `spelled` (the bytes of every id), `encode`, `decode`,
-`decode_bytes`, `state`; but for characters also `encode_batch`.
+All have `name`, `vocab_size`, `eot` (the id that separates documents), `spelled` (the bytes of
+every id), `encode`, `encode_batch`, `decode`, `decode_bytes` and `state`, a JSON-able dict from
+which `from_state` makes the same tokenizer again.
 """
 import base64
 import functools
@@ -25,13 +23,11 @@ import numpy as np
 import tiktoken
 
 from lib.errors import InputError
-from lib.unicode_tokenizer import (END_OF_TEXT, UnicodeTokenizer, pool, portions,
-                                   train_unicode)
+from lib.unicode_tokenizer import END_OF_TEXT, UnicodeTokenizer, Vocabulary, train_unicode
 
 # Rules for cutting text into pieces before merging, in the possessive form that tiktoken runs (same
-# pieces, faster). A letter \p{L} does not include the vowel signs of Indic scripts or other
-# combining marks, \p{M}: gpt2 cuts words at them, indic does not, nor at the joiners that shape
-# conjuncts.
+# pieces, faster). \p{L} does not include the vowel signs of Indic scripts or other combining marks,
+# \p{M}: gpt2 cuts words at them, indic does not, nor at the joiners that shape conjuncts.
 PATTERNS = {
     "gpt2": r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s",
     "indic": r"'(?:[sdmt]|ll|ve|re)| ?\p{L}[\p{L}\p{M}\x{200c}\x{200d}]*+| ?\p{N}++"
@@ -41,35 +37,16 @@ LONG = 100_000  # characters; a gap this long is cut before its last space, as t
 LONG_GAP = re.compile(rf"(?=[\t-\r ]\S)(?<=[\t-\r ]{{{LONG}}})")
 
 
-class Vocabulary:
-    """What the tokenizers below share: `spelled`, the bytes of every id, is how ids are decoded."""
-
-    def decode_bytes(self, ids):
-        """Ids -> the bytes they stand for; a special token gives its literal text."""
-        return b"".join([self.spelled[i] for i in ids])
-
-    def decode(self, ids):
-        """Ids -> str; bytes that are not UTF-8 become U+FFFD. Sentencepiece-style tokenizers put a
-        space before the first word."""
-        return self.decode_bytes(ids).decode("utf-8", errors="replace")
-
-
 class Tokenizer(Vocabulary):
     """Byte-level BPE: ids 0..n-1 are the merged byte strings in the order they were learned, id n
-    is `<|endoftext|>`.
-
-    Text never encodes to `<|endoftext|>`, not even the literal string: the id separates documents
-    and nothing else.
-    """
+    is `<|endoftext|>`, to which no text encodes, not even the literal string."""
 
     def __init__(self, name, tokens, pattern="gpt2"):
         """`name`: gpt2 or bpe:N; `tokens`: list of distinct byte strings that include all 256
-        single bytes; `pattern`: of PATTERNS. Else ValueError."""
+        single bytes, else ValueError; `pattern`: of PATTERNS."""
         ranks = {token: rank for rank, token in enumerate(tokens)}
         if len(ranks) != len(tokens) or any(bytes([b]) not in ranks for b in range(256)):
             raise ValueError("a vocabulary needs distinct tokens and every single byte among them")
-        if pattern not in PATTERNS:
-            raise ValueError(f"unknown pattern '{pattern}' ({', '.join(PATTERNS)} are known)")
         self.name, self.tokens, self.pattern = name, tokens, pattern
         self.eot = len(tokens)
         self.vocab_size = len(tokens) + 1
@@ -84,22 +61,15 @@ class Tokenizer(Vocabulary):
             return [i for part in parts for i in self.encoding.encode_ordinary(part)]
         return self.encoding.encode_ordinary(text)
 
-    def encode_batch(self, texts, threads):
-        """List of str -> list of lists of ids, on several threads (tiktoken works outside Python's
-        lock)."""
-        return list(pool(threads).map(self.encode, texts))
-
     @property
     def state(self):
-        """The tokenizer as a JSON-able dict: its name, its pattern, and its tokens in id order,
-        base64, separated by spaces."""
+        """The tokenizer as a JSON-able dict; tokens in id order, base64, separated by spaces."""
         tokens = " ".join(base64.b64encode(token).decode() for token in self.tokens)
         return {"name": self.name, "pattern": self.pattern, "tokens": tokens}
 
 
 class CharTokenizer(Vocabulary):
-    """One id for each character of a fixed list, and `<|endoftext|>` after them: what nanoGPT's
-    character-level data has in its meta.pkl."""
+    """One id for each character of a fixed list, as in nanoGPT's meta.pkl, then `<|endoftext|>`."""
     name = "chars"
 
     def __init__(self, characters):
@@ -121,7 +91,7 @@ class CharTokenizer(Vocabulary):
 
     @property
     def state(self):
-        """The tokenizer as a JSON-able dict: its name and its characters."""
+        """The tokenizer as a JSON-able dict."""
         return {"name": self.name, "characters": self.characters}
 
 
@@ -133,12 +103,8 @@ ENDS = ("<|endoftext|>", "<|end_of_text|>", "<｜end▁of▁sentence｜>", "</s>
 
 
 class HuggingFaceTokenizer(Vocabulary):
-    """A `tokenizer.json` of the library `tokenizers`: byte-level or sentencepiece-style, with byte
-    fallback and added tokens.
-
-    Text never encodes to the end-of-text id nor to another special token. What its normalizer
-    changes (NFKC, lower case) stays changed.
-    """
+    """A `tokenizer.json` of the library `tokenizers`, byte-level or sentencepiece-style. No text
+    encodes to a special token. What its normalizer changes (NFKC, lower case) stays changed."""
 
     def __init__(self, name, text):
         """`text`: the file's. ValueError if it is not one, or of a kind that loses the spaces."""
@@ -171,21 +137,18 @@ class HuggingFaceTokenizer(Vocabulary):
 
     def encode(self, text):
         """str -> list of ids."""
-        return self.encode_batch([text], 1)[0]
+        return self.encode_batch([text])[0]
 
-    def encode_batch(self, texts, threads=None):
-        """List of str -> list of lists of ids, on as many threads as the library takes (all cores,
-        unless RAYON_NUM_THREADS says otherwise)."""
-        found = []
-        for part in portions(texts, 1_000_000):  # the library's own records take far more than ids
-            part = [text.encode(errors="replace").decode() for text in part]  # no lone surrogates
-            encoded = self.encoding.encode_batch_fast(part, add_special_tokens=False)
-            found += [encoding.ids for encoding in encoded]
+    def encode_batch(self, texts):
+        """List of str -> list of lists of ids, on the library's threads (RAYON_NUM_THREADS)."""
+        texts = [text.encode(errors="replace").decode() for text in texts]  # no lone surrogates
+        encoded = self.encoding.encode_batch_fast(texts, add_special_tokens=False)
+        found = [encoding.ids for encoding in encoded]
         return [[i for i in ids if i != self.eot] if self.eot in ids else ids for ids in found]
 
     @functools.cached_property
     def state(self):
-        """The tokenizer as a JSON-able dict: its name and its file, zlib in base64."""
+        """The tokenizer as a JSON-able dict: its file, zlib in base64."""
         packed = zlib.compress(self.text.encode(), 9)
         return {"name": self.name, "tokenizer.json": base64.b64encode(packed).decode()}
 
@@ -199,25 +162,17 @@ def byte_alphabet():
 
 
 def hf_token_bytes(data):
-    """The parsed tokenizer.json of the library `tokenizers` -> the true bytes of every id, a list;
-    b"" for an id that no token has. ValueError, KeyError, TypeError or AttributeError if it is none
-    that can be read so.
-
-    Byte-level vocabularies write bytes in `byte_alphabet`; sentencepiece-style ones a space as ▁
-    and a byte as <0xNN>; added tokens stand as they are.
-    """
+    """A parsed tokenizer.json -> the true bytes of every id, a list; b"" for an id that no token
+    has. ValueError, KeyError, TypeError or AttributeError if it is none. Byte-level vocabularies
+    write bytes in `byte_alphabet`; sentencepiece-style ones a space as ▁, a byte as <0xNN>; added
+    tokens stand as they are."""
     model = data["model"]
     if model.get("type") in ("WordPiece", "WordLevel"):
         raise ValueError(f"a {model['type']} vocabulary, whose words do not say their spaces")
-    vocab = model["vocab"]
-    if isinstance(vocab, dict):
-        pairs = list(vocab.items())
+    if isinstance(model["vocab"], dict):
+        tokens = {id: token for token, id in model["vocab"].items()}
     else:
-        pairs = [(token, id) for id, (token, _) in enumerate(vocab)]
-    added = {token["id"]: token["content"] for token in data.get("added_tokens") or ()}
-    size = max([-1, *added, *(id for _, id in pairs)]) + 1
-    if not 0 < size <= 2**24 or min([*added, *(id for _, id in pairs)]) < 0:
-        raise ValueError(f"a vocabulary of {size:,} ids")
+        tokens = dict(enumerate(token for token, _ in model["vocab"]))
     parts = [data.get(key) for key in ("normalizer", "pre_tokenizer", "decoder")]
     alphabet = byte_alphabet() if '"ByteLevel"' in json.dumps(parts) else None
     ending = model.get("end_of_word_suffix")
@@ -230,12 +185,13 @@ def hf_token_bytes(data):
         if ending and token.endswith(ending):
             token = token.removesuffix(ending) + " "
         return token.replace("▁", " ").encode(errors="replace")
-    strings = [b""] * size
-    for token, id in pairs:
-        strings[id] = spell(token)
-    for id, content in added.items():
-        strings[id] = content.encode(errors="replace")
-    return strings
+
+    strings = {id: spell(token) for id, token in tokens.items()}
+    for token in data.get("added_tokens") or ():
+        strings[token["id"]] = token["content"].encode(errors="replace")
+    if not strings or min(strings) < 0 or max(strings) >= 2**24:
+        raise ValueError("no ids, or some that are out of range")
+    return [strings.get(id, b"") for id in range(max(strings) + 1)]
 
 
 def hugging_face(spec):
@@ -253,9 +209,8 @@ def hugging_face(spec):
             raise OSError(f"--tokenizer={spec}: no such folder, and no tokenizer.json of the Hub "
                           f"({type(error).__name__}: {error})") from error
     if not path.is_file():
-        raise InputError(f"--tokenizer={spec}: {path} is not there (where vocab.json and merges.txt"
-                         " are, AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER) "
-                         "makes it)")
+        raise InputError(f"--tokenizer={spec}: {path} is not there (from vocab.json and merges.txt,"
+                         " AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER) makes it)")
     try:
         return HuggingFaceTokenizer(spec, path.read_text("utf-8"))
     except ValueError as error:
@@ -283,37 +238,32 @@ def from_state(state):
 
 
 def gpt2():
-    """GPT-2's tokenizer, V = 50,257. OSError if tiktoken has no copy of the vocabulary and cannot
-    fetch one that is whole."""
+    """GPT-2's tokenizer, V = 50,257. OSError if tiktoken has no whole copy of the vocabulary and
+    cannot fetch one."""
     try:
         encoding = tiktoken.get_encoding("gpt2")
     except (OSError, ValueError, KeyError) as error:  # the latter two: it came damaged
         cache = os.environ.get("TIKTOKEN_CACHE_DIR", "data-gym-cache in the temporary folder")
         raise OSError(f"tiktoken cannot get GPT-2's vocabulary ({type(error).__name__}: {error}); "
-                      f"its cache is {cache}; without a network, set TIKTOKEN_CACHE_DIR to one "
-                      "that tiktoken filled elsewhere, or choose another --tokenizer") from error
+                      f"set TIKTOKEN_CACHE_DIR to a filled cache (now {cache})") from error
     return Tokenizer("gpt2", [encoding.decode_single_token_bytes(i)
                               for i in range(encoding.eot_token)])
 
 
 def train_bpe(texts, vocab_size, pattern="gpt2"):
     """Train byte-level BPE with `vocab_size` ids, `<|endoftext|>` included, on an iterable of str.
-
-    ValueError if `vocab_size` < 257 or > 2^31, or if the text has too few distinct pairs for that
-    many merges.
-    """
+    InputError if it is under 257 or if the text has too few pairs for that many merges."""
     if not 257 <= vocab_size <= 2**31:
-        raise ValueError(f"bpe:{vocab_size} is too {'small' if vocab_size < 257 else 'large'}: "
-                         "256 bytes and <|endoftext|> need 257, 2^31 is the most")
+        raise InputError(f"bpe:{vocab_size}: 256 bytes and <|endoftext|> make at least 257 ids, "
+                         "2^31 are the most")
     import rustbpe  # where nothing is trained, nothing needs it
     trainer = rustbpe.Tokenizer()
     trainer.train_from_iterator(iter(texts), vocab_size - 1, pattern=PATTERNS[pattern])
     ranks = sorted(trainer.get_mergeable_ranks(), key=lambda pair: pair[1])
-    tokens = [bytes(token) for token, _ in ranks]
-    if len(tokens) < vocab_size - 1:
-        raise ValueError(f"the training text gives only {len(tokens) + 1:,} tokens, "
+    if len(ranks) < vocab_size - 1:
+        raise InputError(f"the training text gives only {len(ranks) + 1:,} tokens, "
                          f"bpe:{vocab_size} wants {vocab_size:,}")
-    return Tokenizer(f"bpe:{vocab_size}", tokens, pattern)
+    return Tokenizer(f"bpe:{vocab_size}", [bytes(token) for token, _ in ranks], pattern)
 
 
 def make(spec, training_text, pattern=None):
@@ -322,22 +272,17 @@ def make(spec, training_text, pattern=None):
     size = re.fullmatch(r"bpe:(\d+)", spec)
     if pattern and not size:
         raise InputError(f"--pattern is for a trained bpe:N, not for --tokenizer={spec}")
+    if size:
+        return train_bpe(training_text, int(size[1]), pattern or "gpt2")
+    if spec == "unicode":
+        return train_unicode(training_text)
     if spec == "gpt2":
         return gpt2()
     if "/" in spec or spec.lower().endswith(".json") or Path(spec).is_dir():
         return hugging_face(spec)
-    try:
-        if size:
-            return train_bpe(training_text, int(size[1]), pattern or "gpt2")
-        if spec == "unicode":
-            return train_unicode(training_text)
-    except ValueError as error:
-        raise InputError(str(error)) from None
     raise InputError(f"unknown tokenizer '{spec}' (gpt2, unicode, bpe:N as in bpe:4096, FILE.json, "
                      "a folder and OWNER/NAME are known)")
 
-
-# ---- what a code needs to know -----------------------------------------------------------------
 
 SCRIPTS = {"ARABIC", "ARMENIAN", "BENGALI", "CJK", "CYRILLIC", "DEVANAGARI", "ETHIOPIC", "GEORGIAN",
            "GREEK", "GUJARATI", "GURMUKHI", "HANGUL", "HEBREW", "HIRAGANA", "KANNADA", "KATAKANA",
@@ -348,10 +293,9 @@ SCRIPTS = {"ARABIC", "ARMENIAN", "BENGALI", "CJK", "CYRILLIC", "DEVANAGARI", "ET
 def token_bytes(tokenizer):
     """The true bytes of every id, a list of byte strings; tokenizer: one of this file, of tiktoken,
     of Hugging Face's `tokenizers` or a fast one of `transformers`. b"" for an id that has none.
+    TypeError for what is none of these, ValueError for a vocabulary that does not say its bytes.
 
-    Not `decode([id]).encode()`: 344 of GPT-2's tokens are no UTF-8 on their own, and 340 ids would
-    share a string with others. TypeError for what is none of these, ValueError for a vocabulary
-    that does not say its bytes.
+    Not `decode([id]).encode()`: 344 of GPT-2's tokens are no UTF-8 on their own.
     """
     if hasattr(tokenizer, "spelled"):
         return list(tokenizer.spelled)
@@ -375,8 +319,8 @@ def id_type(tok):
 
 @functools.cache
 def script_of_character(c):
-    """The script of one letter or mark, as its Unicode name says: "Latin", ..., or "other"; None
-    for a mark that belongs to no script."""
+    """The script of a letter or mark, as its Unicode name says, or "other"; None for a mark that
+    belongs to no script."""
     words = unicodedata.name(c, "").removeprefix("FULLWIDTH ").removeprefix("HALFWIDTH ").split()
     if words and words[0] in SCRIPTS:
         return "CJK" if words[0] == "CJK" else words[0].capitalize()
@@ -384,9 +328,8 @@ def script_of_character(c):
 
 
 def script_of(text):
-    """The script of a token's text: that of its letters ("Latin", "Devanagari", ...; "mixed" where
-    there are several), else "bytes" where a part of a character stands (U+FFFD), else "digits",
-    "punctuation" or "space"; "other" for what is none of these."""
+    """The script of a token's letters ("Latin", ...; "mixed" for several); without letters "bytes"
+    (it has a part of a character, U+FFFD), "digits", "punctuation", "space" or "other"."""
     categories = [unicodedata.category(c)[0] for c in text]
     scripts = {script_of_character(c) for c, category in zip(text, categories) if category in "LM"}
     scripts.discard(None)
@@ -401,26 +344,19 @@ def script_of(text):
     return "space" if text.isspace() else "other"
 
 
+def by_script(strings, what):
+    """Byte strings -> how many there are, and of which scripts: "3 WHAT (Latin 2, bytes 1)"."""
+    scripts = Counter(script_of(raw.decode(errors="replace")) for raw in strings)
+    named = ", ".join(f"{script} {count:,}" for script, count in scripts.most_common())
+    return f"{len(strings):,} {what}" + (f" ({named})" if named else "")
+
+
 def code_report(tok, pos_dims=(16, 32)):
-    """What a code that reads a token's first P bytes cannot tell apart, for each P of `pos_dims`:
-    {P: {"longer": {script: how many tokens have more than P bytes},
-         "shared": {script: how many share their first P bytes with another}}}, without zeros."""
+    """What a code that reads a token's first P bytes cannot tell apart, a line for each P."""
     strings = [raw for raw in token_bytes(tok) if raw]  # an id without a token is never read
-    report = {}
     for P in pos_dims:
         holders = Counter(raw[:P] for raw in strings)
-        found = {"longer": [raw for raw in strings if len(raw) > P],
-                 "shared": [raw for raw in strings if holders[raw[:P]] > 1]}
-        report[P] = {what: Counter(script_of(raw.decode(errors="replace")) for raw in some)
-                     for what, some in found.items()}
-    return report
-
-
-def code_lines(tok, pos_dims=(16, 32)):
-    """`code_report` as a line for each P."""
-    def said(count, what):
-        scripts = ", ".join(f"{script} {times:,}" for script, times in count.most_common())
-        return f"{count.total():,} {what}" + (f" ({scripts})" if scripts else "")
-    return [f"P = {P}: {said(found['longer'], 'are longer')}; "
-            f"{said(found['shared'], 'share them with another')}"
-            for P, found in code_report(tok, pos_dims).items()]
+        longer = by_script([raw for raw in strings if len(raw) > P], "are longer")
+        shared = by_script([raw for raw in strings if holders[raw[:P]] > 1],
+                           "share them with another")
+        yield f"P = {P}: {longer}; {shared}"

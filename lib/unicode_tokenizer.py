@@ -1,38 +1,36 @@
-"""The Unicode-centric tokenizer: 65,536 ids, most of them characters, 6,400 of them merges.
-
-What lib/tokenizer.py shares with it stands here too: END_OF_TEXT, pool, portions.
-"""
-import functools
+"""The Unicode-centric tokenizer, and what all tokenizers share."""
+import os
 import re
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
-import numpy as np
 import tiktoken
 
 END_OF_TEXT = "<|endoftext|>"
+CPUS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+UNMERGED = re.compile("[^\0-\ud7ff\uf900-\ufffe]")  # characters that no merge has
+# threads that stay: tiktoken copies its regular expression for new ones, up to a gigabyte
+POOL = ThreadPoolExecutor(CPUS)
 
 
-@functools.cache
-def pool(threads):
-    """Threads that stay: tiktoken copies its regular expression for new ones, up to 128 times,
-    which is a gigabyte in the end."""
-    return ThreadPoolExecutor(threads)
+class Vocabulary:
+    """What all tokenizers share: ids are decoded through `spelled`, the bytes of every id."""
+
+    def encode_batch(self, texts):
+        """List of str -> list of lists of ids, on several threads."""
+        return list(POOL.map(self.encode, texts))
+
+    def decode_bytes(self, ids):
+        """Ids -> the bytes they stand for; a special token gives its literal text."""
+        return b"".join([self.spelled[i] for i in ids])
+
+    def decode(self, ids):
+        """Ids -> str; bytes that are not UTF-8 become U+FFFD. Sentencepiece-style tokenizers put a
+        space before the first word."""
+        return self.decode_bytes(ids).decode("utf-8", errors="replace")
 
 
-def portions(texts, size):
-    """An iterable of str -> lists of them of about `size` characters each."""
-    portion, length = [], 0
-    for text in texts:
-        portion.append(text)
-        length += len(text)
-        if length >= size:
-            yield portion
-            portion, length = [], 0
-    if portion:
-        yield portion
-
-
-class UnicodeTokenizer:
+class UnicodeTokenizer(Vocabulary):
     """Ids are UTF-16 code units, V = 65,536: the Unicode-centric tokenizer of 2605.09751's family.
 
     A code point of the Basic Multilingual Plane is its own id; one above it is its two surrogates.
@@ -44,60 +42,39 @@ class UnicodeTokenizer:
     name, eot, vocab_size, most_merges = "unicode", 0xFFFF, 0x10000, 0xF900 - 0xE000
 
     def __init__(self, trigrams, bigrams):
-        """Two lists of str; ValueError if they are too many, not distinct, or not of characters
-        that are their own ids."""
+        """Two lists of str. ValueError if they are not merges."""
         self.merges, sizes = [*trigrams, *bigrams], [3] * len(trigrams) + [2] * len(bigrams)
         fit = [len(merge) for merge in self.merges] == sizes
         distinct = len(set(self.merges)) == len(sizes) <= self.most_merges
-        if not fit or not distinct or re.search("[^\0-\ud7ff\uf900-\ufffe]", "".join(self.merges)):
+        if not fit or not distinct or UNMERGED.search("".join(self.merges)):
             raise ValueError("merges are at most 6,400 distinct trigrams and bigrams of characters "
                              "that have their own ids")
         self.tokens = [chr(i).encode("utf-8", "surrogatepass") for i in range(self.eot)]
         self.tokens[0xE000:0xE000 + len(sizes)] = [merge.encode() for merge in self.merges]
         self.spelled = [*self.tokens, END_OF_TEXT.encode()]
-        # tiktoken looks a piece up before it would merge bytes, so the pattern alone decides: a
-        # merge, or else one character. What has no id of its own falls into its bytes; their ids,
-        # beyond the vocabulary, become two surrogates in encode_batch.
-        ranks = {raw: i for i, raw in enumerate(self.tokens) if not 0xD800 <= i < 0xE000}
-        ranks |= {bytes([b]): self.vocab_size + b for b in range(128, 256)}
+        # each alternative is a token, the first that fits is taken
         pieces = ["".join(f"\\x{{{ord(c):x}}}" for c in merge) for merge in self.merges]
-        pattern = "|".join([*pieces, "(?s:.)"])  # the first alternative that fits is taken
-        self.encoding = tiktoken.Encoding(self.name, pat_str=pattern, mergeable_ranks=ranks,
-                                          special_tokens={})
-        taken = f"[\ue000-{chr(0xDFFF + len(sizes))}]|" if sizes else ""
-        self.spelling = re.compile(f"{taken}\uffff|[\ud800-\udfff][\udc00-\udfff]")
+        ranks = {raw: i for i, raw in enumerate(self.tokens) if not 0xD800 <= i < 0xE000}
+        self.encoding = tiktoken.Encoding(self.name, pat_str="|".join([*pieces, "(?s:.)"]),
+                                          mergeable_ranks=ranks, special_tokens={})
+        taken = f"\ue000-{chr(0xDFFF + len(sizes))}" if sizes else ""
+        self.without_id = re.compile(f"([\U00010000-\U0010ffff\uffff{taken}])")
+        self.spelling = re.compile(f"[\uffff{taken}]|[\ud800-\udfff][\udc00-\udfff]")
 
     def encode(self, text):
         """str -> list of ids. A lone surrogate, which no encoding of Unicode has, is read as
         U+FFFD."""
-        return self.encode_batch([text], 1)[0]
-
-    def encode_batch(self, texts, threads):
-        """List of str -> list of lists of ids, on several threads."""
-        found = list(pool(threads).map(self.encoding.encode_ordinary, texts))
-        return [ids if text.isascii() or max(ids) < self.vocab_size else self.join_bytes(ids)
-                for text, ids in zip(texts, found)]
-
-    def join_bytes(self, ids):
-        """tiktoken's ids -> ours: where a character stands as the ids of its bytes, its two
-        surrogates."""
-        joined, at = [], 0
-        while at < len(ids):
-            lead = ids[at] - self.vocab_size
-            if lead < 0:
-                joined.append(ids[at])
-                at += 1
-                continue
-            size = 4 if lead >= 0xF0 else 3  # as UTF-8's first byte says
-            c = ord(bytes(i - self.vocab_size for i in ids[at:at + size]).decode())
-            first = 0xDC00 + (c >> 10) if size == 3 else 0xD800 + ((c - 0x10000) >> 10)
-            joined += [first, 0xDC00 + (c & 0x3FF)]
-            at += size
-        return joined
+        text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+        others, *rest = self.without_id.split(text)
+        ids = self.encoding.encode_ordinary(others)
+        for character, others in zip(rest[::2], rest[1::2]):
+            c = ord(character)
+            first = 0xD800 + ((c - 0x10000) >> 10) if c >= 0x10000 else 0xDC00 + (c >> 10)
+            ids += [first, 0xDC00 + (c & 0x3FF), *self.encoding.encode_ordinary(others)]
+        return ids
 
     def decode_bytes(self, ids):
-        """Ids -> UTF-8; a surrogate without its partner gives its three WTF-8 bytes,
-        `<|endoftext|>` its literal text."""
+        """Ids -> UTF-8; a surrogate without its partner gives its three WTF-8 bytes."""
         text = "".join(map(chr, ids))
         return self.spelling.sub(self.spell, text).encode("utf-8", "surrogatepass")
 
@@ -113,50 +90,20 @@ class UnicodeTokenizer:
         is_taken = c == self.eot or 0xE000 <= c < 0xE000 + len(self.merges)
         return chr(c) if is_taken else match[0]
 
-    def decode(self, ids):
-        """Ids -> str; each byte of a surrogate without its partner becomes U+FFFD."""
-        return self.decode_bytes(ids).decode("utf-8", errors="replace")
-
     @property
     def state(self):
-        """The tokenizer as a JSON-able dict: its name, its trigrams and its bigrams, each joined in
-        id order."""
+        """The tokenizer as a JSON-able dict."""
         return {"name": self.name, "trigrams": "".join(m for m in self.merges if len(m) == 3),
                 "bigrams": "".join(m for m in self.merges if len(m) == 2)}
 
 
-# ---- training ----------------------------------------------------------------------------------
-
-def ngrams(units, n):
-    """All n-grams of UTF-16 code units (int64) that are without U+FFFF, as numbers of 16 n bits."""
-    windows = np.lib.stride_tricks.sliding_window_view(units, n)  # (len - n + 1, n)
-    windows = windows[(windows != 0xFFFF).all(axis=1)]
-    shifts = 16 * np.arange(n - 1, -1, -1)
-    return (windows << shifts).sum(axis=1)
-
-
 def train_unicode(texts):
     """A unicode tokenizer with the 6,400 most frequent bigrams and trigrams of an iterable of str,
-    or all where there are fewer.
-
-    Equal counts are decided by the code points. Memory depends on the number of distinct n-grams,
-    not on the length of the text.
-    """
-    nothing = np.zeros(0, np.int64)
-    known, often = {2: nothing, 3: nothing}, {2: nothing, 3: nothing}  # n-grams, sorted; how often
-    for portion in portions(texts, 2_000_000):
-        joined = "\uffff".join([*portion, "\uffff" * 3])
-        units = np.frombuffer(joined.encode("utf-16-le", "replace"), np.uint16).astype(np.int64)
-        units[(units >= 0xD800) & (units < 0xF900)] = 0xFFFF  # no merge has it; between texts too
-        for n in known:
-            new, times = np.unique(ngrams(units, n), return_counts=True)
-            union, where = np.unique(np.concatenate([known[n], new]), return_inverse=True)
-            count = np.bincount(where, np.concatenate([often[n], times]))
-            known[n], often[n] = union, count.astype(np.int64)
-    found = []
-    for n in known:
-        for gram, times in zip(known[n].tolist(), often[n].tolist()):
-            units = [(gram >> (16 * i)) & 0xFFFF for i in reversed(range(n))]
-            found.append((-times, "".join(map(chr, units))))
-    best = [merge for _, merge in sorted(found)[:UnicodeTokenizer.most_merges]]
+    or all where there are fewer. Equal counts are decided by the code points."""
+    counts = Counter()
+    for text in texts:
+        counts.update(map("".join, zip(text, text[1:])))
+        counts.update(map("".join, zip(text, text[1:], text[2:])))
+    found = [(-times, gram) for gram, times in counts.items() if not UNMERGED.search(gram)]
+    best = [gram for _, gram in sorted(found)[:UnicodeTokenizer.most_merges]]
     return UnicodeTokenizer([m for m in best if len(m) == 3], [m for m in best if len(m) == 2])

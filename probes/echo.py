@@ -3,6 +3,8 @@ misspelled and made-up words too?
 
 The copy log-ratio in nats: log p(w | the prompt with w) - log p(w | the prompt with another word in
 its place), teacher-forced. A small model that never says a word again still shows this."""
+import itertools
+
 import numpy as np
 import torch
 
@@ -19,13 +21,13 @@ OPTIONS = {"--prompts": dict(default=PROMPTS / "echo.tsv",
 
 def read_prompts(path):
     """Rows of {template, clean, typo, novel}; the template has {} twice. InputError if not."""
-    return read_rows(path, ["template", *KINDS], "template", 2)
+    return read_rows(path, ["template", *KINDS], "template", "twice")
 
 
 @torch.no_grad()
 def log_prob(model, tok, before, text, head=None):
-    """log p(text | before) in nats, summed over the text's tokens, each given those before it.
-    `head`: what the model's `head_rows` gave, for many texts at once."""
+    """log p(text | before) in nats, summed over the text's tokens. `head`: what the model's
+    `head_rows` gave, where there are many texts."""
     context, target = tok.encode(before) or [tok.eot], tok.encode(text)
     h = hidden(model, context + target[:-1], before)[len(context) - 1:]  # (tokens of text, d)
     log_p = model.logits(h, head)[:, :model.config.vocab_size].double().log_softmax(-1)
@@ -34,7 +36,7 @@ def log_prob(model, tok, before, text, head=None):
 
 def echo_nats(model, tok, template, word, other, head=None):
     """The copy log-ratio: how many nats likelier `word` is at the template's second {} when `word`,
-    and not `other`, is at the first. What follows the second {} is not read."""
+    and not `other`, is at the first."""
     start, between, _ = template.split("{}")
     space = " " if between.endswith(" ") else ""  # a space belongs to the word after it
     between = between.removesuffix(space)
@@ -44,22 +46,18 @@ def echo_nats(model, tok, template, word, other, head=None):
 
 def aggregate(found):
     """{arm: {seed: {kind: nats of each prompt}}} -> {arm: {kind: {"mean", "sd", "per_seed",
-    "interval", "share", "gap", "gap_interval"}}}.
-
-    Intervals are over prompts crossed with seeds. "share": of prompts with a positive mean over
-    seeds. "gap": to the first arm, over the seeds that both have; None without any.
-    """
+    "interval", "share", "gap", "gap_interval"}}}. Intervals are over prompts crossed with seeds;
+    "share": of prompts with a positive mean; "gap": to the first arm over common seeds, or None."""
     first = next(iter(found.values()))
     echoes = {arm: {} for arm in found}
-    for arm, seeds in found.items():
-        for kind in KINDS:
-            values = np.array([by_kind[kind] for by_kind in seeds.values()])  # (seeds, prompts)
-            gaps = paired(seeds, first, lambda by_kind: by_kind[kind])
-            has_gap = seeds is not first and len(gaps)
-            echoes[arm][kind] = spread(values.mean(1)) | {
-                "interval": crossed_interval(values), "share": float((values.mean(0) > 0).mean()),
-                "gap": gaps.mean() if has_gap else None,
-                "gap_interval": crossed_interval(gaps) if has_gap else None}
+    for (arm, seeds), kind in itertools.product(found.items(), KINDS):
+        values = np.array([nats[kind] for nats in seeds.values()])  # (seeds, prompts)
+        gaps = paired(seeds, first, kind)
+        has_gap = seeds is not first and len(gaps)
+        echoes[arm][kind] = spread(values.mean(1)) | {
+            "interval": crossed_interval(values), "share": float((values.mean(0) > 0).mean()),
+            "gap": gaps.mean() if has_gap else None,
+            "gap_interval": crossed_interval(gaps) if has_gap else None}
     return echoes
 
 
@@ -70,13 +68,13 @@ def main(args):
         nats, head = {kind: [] for kind in KINDS}, model.head_rows()
         for row in prompts:
             for kind, other in KINDS.items():
-                nats[kind].append(echo_nats(model, tok, row["template"], row[kind], row[other],
-                                            head))
+                words = row[kind], row[other]
+                nats[kind].append(echo_nats(model, tok, row["template"], *words, head))
             tick()
         return nats
     runs, found = measure_models(args, len(prompts), measure)
     echoes = aggregate(found)
-    save(args, tables(found, echoes, len(prompts)), {"prompts": len(prompts), "echo": echoes},
+    save(args, tables(echoes, len(prompts)), {"prompts": len(prompts), "echo": echoes},
          draw(echoes), runs)
 
 
@@ -84,29 +82,28 @@ def resolved(echoes):
     """How many differences to the first arm have an interval without 0, as text; "" of one arm."""
     first, *others = echoes
     gaps = [echoes[arm][kind]["gap_interval"] for arm in others for kind in KINDS]
-    clear = [gap[0] > 0 or gap[1] < 0 for gap in gaps if gap]
+    clear = [low > 0 or high < 0 for low, high in filter(None, gaps)]
     if not clear:
         return ""
     wide = "" if any(clear) else ": the intervals are too wide"
     return f"{sum(clear)} of {len(clear)} differences to {first} are clear{wide}"
 
 
-def tables(found, echoes, prompts):
+def tables(echoes, prompts):
     """The page's texts."""
     rows, gaps = [], []
     for arm, kinds in echoes.items():
         cells = [f"{interval(numbers['mean'], *numbers['interval'], '+', 3)}, "
                  f"{100 * numbers['share']:.0f} %" for numbers in kinds.values()]
-        rows.append([arm, len(found[arm]), *cells])
+        rows.append([arm, len(kinds["clean"]["per_seed"]), *cells])
         if kinds["clean"]["gap"] is not None:
             gaps.append([arm, *(interval(numbers["gap"], *numbers["gap_interval"], "+", 3)
                                 for numbers in kinds.values())])
     text = ["In-context copying: the copy log-ratio, log p(w | the prompt with w) - log p(w | the "
             "prompt with w'), teacher-forced, in nats over the word's tokens; w' is the clean word "
             f"for a typo and a novel word, the typo for the clean word. Means over {prompts} "
-            "prompts and the seeds with 95 % intervals over prompts (bootstrap) crossed with "
-            "seeds (Student; with one seed the interval holds for that training run), and the "
-            "share of prompts above 0:",
+            "prompts and the seeds with 95 % intervals over prompts (bootstrap) crossed with seeds "
+            "(Student; one seed: of that training run), and the share of prompts above 0:",
             markdown_table(["arm", "seeds", *KINDS], rows)]
     if gaps:
         text += [f"The same, minus {next(iter(echoes))}'s, over the seeds that both have:",

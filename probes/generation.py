@@ -4,6 +4,7 @@ import itertools
 import math
 
 import numpy as np
+import regex  # tiktoken's; it knows Unicode's categories
 import torch
 
 from lib.errors import whole_number
@@ -12,7 +13,7 @@ from lib.plots import panels
 from lib.stats import share_interval
 from lib.tables import markdown_table
 from probes.shared import (PROMPTS, draw_points, edit_distance, interval, measure_models, normal,
-                           read_rows, save, words)
+                           read_rows, save)
 
 OPTIONS = {"--prompts": dict(default=PROMPTS / "generation.tsv",
                              help=".tsv of prompt (with {} once), normal, typo, novel"),
@@ -25,12 +26,13 @@ PUBLISHED = ("Published (2605.29459): no rate; the claim is that Kronecker says 
 
 
 def fewest_edits(text, word):
-    """How many edits the nearest whole word of a text is from `word`, case ignored; infinity for a
-    text without words, and for a word of one letter, which every short word is near."""
-    if len(word) < 2:
-        return math.inf
-    return min((edit_distance(normal(said), normal(word)) for said in words(text)),
-               default=math.inf)
+    """How many edits the nearest whole word of a text is from `word`, case ignored. Infinity where
+    there is none, and for a word of one letter, which every short word is near."""
+    # with their marks and the joiners of Indic scripts; hyphen and apostrophe inside
+    part = r"[\p{L}\p{N}\p{M}\u200c\u200d]+"
+    words = regex.findall(rf"{part}(?:['’-]{part})*", text)
+    edits = [edit_distance(normal(said), normal(word)) for said in words]
+    return min(edits, default=math.inf) if len(word) > 1 else math.inf
 
 
 def prompt_ids(model, tok, prompt, word, one_slot):
@@ -60,7 +62,7 @@ def aggregate(found):
 
 
 def main(args):
-    prompts = read_rows(args.prompts, ["prompt", "normal", "typo", "novel"], "prompt", 1)
+    prompts = read_rows(args.prompts, ["prompt", "normal", "typo", "novel"], "prompt")
     first_samples = []  # of each run
 
     def measure(model, tok, tick):
@@ -80,10 +82,10 @@ def main(args):
     rates = aggregate(found)
     text = [f"How often a continuation says the prompt's word again: {len(prompts)} prompts x "
             f"{args.samples} samples a run, 30 new tokens, temperature 0.7, top-p 0.9, seed 42. "
-            "The 95 % intervals are over prompts (bootstrap, each with all its samples) crossed "
-            "with seeds (Student); where fewer than five prompts bring the word back, or all but a "
-            "few do, each prompt counts as one trial (Wilson). In one slot: the word's bytes as a "
-            "single token, which only codes that read bytes can."]
+            "95 % intervals are over prompts (bootstrap) crossed with seeds (Student); where fewer "
+            "than five prompts bring the word back, or all but a few do, each counts as one trial "
+            "(Wilson). In one slot: the word's bytes as a single token, which only codes that read "
+            "bytes can."]
     save(args, text + tables(rates) + [PUBLISHED],
          {"sampler": SAMPLER | {"samples": args.samples}, "rates": rates,
           "prompts": [row["prompt"] for row in prompts],
@@ -91,15 +93,19 @@ def main(args):
          draw(rates), runs)
 
 
+def points_of(rates, what, arm):
+    """(percent, low, high) of each kind, None where the arm has none."""
+    return [numbers and (numbers["percent"], *numbers["interval"])
+            for numbers in map(rates[arm][what].get, KINDS)]
+
+
 def tables(rates):
     """The page's tables."""
     text = []
     for what, (_, title) in LIMITS.items():
-        rows = []
-        for arm, rate in rates.items():
-            cells = [interval(rate[what][kind]["percent"], *rate[what][kind]["interval"])
-                     if kind in rate[what] else "-" for kind in KINDS]
-            rows.append([arm, rate[what]["normal"]["samples"], *cells])
+        rows = [[arm, rates[arm][what]["normal"]["samples"],
+                 *(interval(*x) if x else "-" for x in points_of(rates, what, arm))]
+                for arm in rates]
         text += [f"Says it {title} (% of the continuations):",
                  markdown_table(["arm", "samples", *KINDS], rows)]
     return text
@@ -109,10 +115,7 @@ def draw(rates):
     """The picture: exactly, and within one edit."""
     figure, axes = panels(2, 6.5)
     for ax, (what, (_, title)) in zip(axes, LIMITS.items()):
-        points = {}
-        for arm, rate in rates.items():
-            points[arm] = [(rate[what][kind]["percent"], *rate[what][kind]["interval"])
-                           if kind in rate[what] else None for kind in KINDS]
+        points = {arm: points_of(rates, what, arm) for arm in rates}
         draw_points(ax, points, [kind.replace(" in", "\nin") for kind in KINDS])
         ax.set(ylabel="share of continuations (%)", title=f"Says the word {title}", ylim=(0, None))
     axes[0].legend(fontsize=8)

@@ -19,9 +19,8 @@ from probes.shared import canonical, edit_distance, nearest, save
 OPTIONS = {
     "--words": dict(default="run,compute,nation,return,value,water,Monday,science",
                     help="comma-separated"),
-    "--tokenizer": dict(help="the vocabulary to look at: gpt2, a run, FILE.json, a folder with a "
-                        "tokenizer.json, or OWNER/NAME of the Hub; else the first model's, else "
-                        "gpt2"),
+    "--tokenizer": dict(help="gpt2, a run, FILE.json, or a folder or OWNER/NAME of the Hub with a "
+                        "tokenizer.json; else the first model's, else gpt2"),
     "--model": dict(nargs="+", action="extend", default=[],
                     help="safetensors models: folders or OWNER/NAME of the Hub"),
     "--tensor": dict(help="the input table's name, where it is not found")}
@@ -38,28 +37,25 @@ PUBLISHED = (
     "than 32; 44 (P = 16) and 17 (P = 32) share their code.")
 
 
-# ---- neighbours --------------------------------------------------------------------------------
-
 def kron_code(strings, pos_dim=PUBLISHED_P):
     """The Kronecker codes z of byte strings, as a function: ids (n,) -> (n, 256 P)."""
     return KroneckerEmbedding(len(strings), 1, strings, pos_dim).code
 
 
 def find(name, strings, words):
-    """{word: its id} of the words that are one token of a vocabulary, with a space before it rather
-    than without. InputError if there are none."""
+    """{word: its id} of the words that are one token, with a space before it rather than without.
+    InputError if there are none."""
     index = {raw: i for i, raw in reversed(list(enumerate(strings))) if raw}  # lowest id
     ids = {word: index.get(f" {word}".encode(), index.get(word.encode())) for word in words}
     found = {word: id for word, id in ids.items() if id is not None}
     if not found:
-        raise InputError(f"{name}: none of the words is one token of its vocabulary: "
-                         f"{', '.join(words)}")
+        raise InputError(f"{name}: none of the words is one token of it: {', '.join(words)}")
     return found
 
 
 def five_nearest(strings, rows, asked):
-    """The five of a vocabulary's tokens nearest to each word: {word: [(text, cosine), ...]}.
-    rows: a function, ids (n,) -> (n, d); asked: what `find` gave."""
+    """The five tokens nearest to each word of `asked`, {word: id}: {word: [(text, cosine), ...]}.
+    rows: a function, ids (n,) -> (n, d)."""
     ids = torch.tensor([i for i, raw in enumerate(strings) if raw])
     near = nearest(rows(torch.tensor(list(asked.values()))), asked.values(), rows, ids, 5)
     return {word: [(strings[i].decode(errors="replace"), cosine) for i, cosine in row]
@@ -67,15 +63,14 @@ def five_nearest(strings, rows, asked):
 
 
 def typographic(near):
-    """What `five_nearest` gave -> the share of neighbours that are typographic variants of their
-    word."""
+    """The share of what `five_nearest` gave that is a typographic variant of its word."""
     return float(np.mean([canonical(text) == canonical(word)
                           for word, found in near.items() for text, _ in found]))
 
 
 def study_model(model, tensor, words):
-    """The neighbours of each word that is one token, in a public model's trained table and in the
-    Kronecker code of its vocabulary. InputError without such a word."""
+    """The neighbours of words in a public model's trained table and in the Kronecker code of its
+    vocabulary."""
     strings = read_vocabulary(model)  # the small file first
     name, table = read_embedding(model, tensor)
     strings = strings[:len(table)] + [b""] * (len(table) - len(strings))
@@ -87,8 +82,6 @@ def study_model(model, tensor, words):
     return {"tensor": name, "shape": list(table.shape), "words": list(asked), "spaces": spaces}
 
 
-# ---- what the code confuses --------------------------------------------------------------------
-
 def what_p_does(strings, pos_dim):
     """Of a vocabulary's byte strings: {"longer": how many have more than P bytes, "share": how many
     share their first P bytes with another, "rows": how many rows of W some token sums}."""
@@ -99,12 +92,8 @@ def what_p_does(strings, pos_dim):
             "rows": embedding.params_in_use(len(strings))}
 
 
-# ---- the command -------------------------------------------------------------------------------
-
-def choose_vocabulary(args, models):
-    """The vocabulary to look at: (its name, the bytes of every id). --tokenizer's, else the first
-    model's, else GPT-2's."""
-    source = args.tokenizer or next(iter(models), "gpt2")
+def read_strings(source):
+    """The vocabulary that --tokenizer names: (its name, the bytes of every id)."""
     if source == "gpt2":
         return source, tokenizer.token_bytes(tokenizer.gpt2())
     if source.endswith(".pt") or (Path(source) / "ckpt.pt").is_file():
@@ -116,7 +105,7 @@ def choose_vocabulary(args, models):
 def main(args):
     words = list(dict.fromkeys(args.words.split(",")))
     models = {model: study_model(model, args.tensor, words) for model in dict.fromkeys(args.model)}
-    name, strings = choose_vocabulary(args, models)
+    name, strings = read_strings(args.tokenizer or next(iter(models), "gpt2"))
     near = five_nearest(strings, kron_code(strings), find(name, strings, words))
     falloff = []
     for anchor, variants in FALLOFF.items():
@@ -132,10 +121,8 @@ def main(args):
 
 def tables(name, count, near, falloff, use, models):
     """The page's texts."""
-    rows = []
-    for word, neighbours in near.items():
-        cells = [f"{text!r} ({cosine:.2f})".replace("|", "¦") for text, cosine in neighbours]
-        rows.append([word, ", ".join(cells)])
+    rows = [[word, ", ".join(f"{text!r} ({cosine:.2f})".replace("|", "¦")
+                             for text, cosine in neighbours)] for word, neighbours in near.items()]
     pairs = [[x["anchor"], x["variant"], x["edits"], f"{x['cosine']:.3f}"] for x in falloff]
     text = [f"Of {name}'s {count:,} tokens the five nearest to \" word\" in Kronecker space "
             f"(P = 32), {100 * typographic(near):.0f} % typographic variants:",
@@ -147,9 +134,9 @@ def tables(name, count, near, falloff, use, models):
                             rows)]
     rows = []
     for model, study in models.items():
-        size = f"{study['shape'][0]:,} x {study['shape'][1]:,}"
+        V, d = study["shape"]
         shares = [f"{100 * space['typographic']:.0f}" for space in study["spaces"].values()]
-        rows.append([f"{model} ({study['tensor']}, {size})", len(study["words"]), *shares])
+        rows.append([f"{model} ({study['tensor']}, {V:,} x {d})", len(study["words"]), *shares])
     if rows:
         text += ["Input tables of public models: of the five nearest (raw cosine) of the words "
                  "that are one token, how many are typographic variants (%):",
@@ -161,17 +148,16 @@ def draw(falloff, models):
     """The picture: the falloff, and beside it the models' typographic neighbours."""
     figure, axes = panels(2 if models else 1, 6.5)
     rows = sorted(falloff, key=lambda row: (-row["edits"], row["cosine"]))
-    labels = [f"{row['anchor']} -> {row['variant']} ({row['edits']} "
-              f"edit{'s' if row['edits'] > 1 else ''})" for row in rows]
+    labels = [f"{row['anchor']} -> {row['variant']} ({row['edits']})" for row in rows]
     axes[0].barh(labels, [row["cosine"] for row in rows], color="#0072B2")
-    axes[0].set(xlabel="cosine of z", title="Kronecker space, P = 32")
+    axes[0].set(xlabel="cosine of z (in brackets: edits)", title="Kronecker space, P = 32")
     if models:
         for i, (space, (colour, hatch)) in enumerate(SPACES.items()):
             y = [100 * study["spaces"][space]["typographic"] for study in models.values()]
             axes[1].bar(np.arange(len(y)) + 0.3 * (i - 0.5), y, 0.28, label=space, color=colour,
                         hatch=hatch, edgecolor="black")
-        axes[1].set(xticks=range(len(models)), title="Input tables",
-                    ylabel="typographic variants among the five nearest (%)")
-        axes[1].set_xticklabels([Path(model).name for model in models], rotation=20, ha="right")
+        names = [Path(model).name for model in models]
+        axes[1].set_xticks(range(len(models)), names, rotation=20, ha="right")
+        axes[1].set(title="Input tables", ylabel="typographic among the five nearest (%)")
         axes[1].legend()
     return figure

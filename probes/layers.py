@@ -10,14 +10,12 @@ from lib.plots import look, panels
 from lib.run_folder import build_model
 from lib.tables import markdown_table
 from lib.tokenizer import token_bytes
-from probes.shared import (PROMPTS, canonical, draw_points, measure_models, nearest,
-                           read_families, save)
+from probes.shared import (PROMPTS, canonical, draw_points, measure_models, nearest, read_rows,
+                           save)
 
 # arXiv 2605.29459, GPT-2 124M: L / M / S over all families
 PUBLISHED = {("E_raw", "bpe_tied"): "0.90 / 0.30 / 0.28", ("E_raw", "kron"): "0.97 / 0.24 / 0.22",
              ("L1", "bpe_tied"): "0.94 / 0.17 / 0.16", ("L1", "kron"): "0.97 / 0.26 / 0.23"}
-
-
 OPTIONS = {"--families": dict(default=PROMPTS / "families.tsv",
                               help="word families: .tsv of family, root, word")}
 
@@ -51,30 +49,29 @@ def levels(model, x):
 
 
 def shares(neighbours, word, root, family):
-    """L, M, S of a word's neighbours (texts): the share that is no typographic variant / has the
-    root / is in the family. All are compared in their canonical form."""
+    """L, M, S of a word's neighbours (texts), in canonical form: the share that is no typographic
+    variant / has the root / is in the family."""
     names = [canonical(text) for text in neighbours]
     word, root, family = canonical(word), canonical(root), {canonical(w) for w in family}
-    counts = (sum(name != word for name in names), sum(root in name for name in names),
-              sum(name in family for name in names))
-    return [count / len(names) for count in counts]
+    return np.mean([(name != word, root in name, name in family) for name in names], 0).tolist()
 
 
-def study(model, tok, families):
-    """A model -> ({level: [L, M, S]}, the words that are several tokens)."""
-    words = [(family, word) for family, (_, members) in families.items() for word in members]
+def study(model, tok, rows):
+    """A model -> ({level: [L, M, S]}, the words that are several tokens). rows: of the families."""
     texts = [raw.decode(errors="replace") for raw in token_bytes(tok)]
+    words, families, found = [row["word"] for row in rows], {}, {}
+    for row in rows:
+        families.setdefault(row["family"], []).append(row["word"])
     ids = torch.arange(len(texts), device=model.device)
-    vectors, own = word_vectors(model, tok, [word for _, word in words])
     parts = [levels(model, model.embed(part)) for part in ids.split(4096)]
-    found = {}
+    vectors, own = word_vectors(model, tok, words)
     for level, queries in levels(model, vectors).items():
         table = torch.cat([part[level] for part in parts])  # (V, d)
         near = nearest(queries, own, lambda i: table[i], ids, 10, table.mean(0))
-        lms = [shares([texts[i] for i, _ in row], word, *families[family])
-               for row, (family, word) in zip(near, words)]  # (words, 3)
+        lms = [shares([texts[i] for i, _ in ten], row["word"], row["root"], families[row["family"]])
+               for ten, row in zip(near, rows)]  # (words, 3)
         found[level] = np.mean(lms, 0).tolist()
-    return found, {word for (_, word), id in zip(words, own) if id < 0}
+    return found, {word for word, id in zip(words, own) if id < 0}
 
 
 def aggregate(found):
@@ -93,20 +90,20 @@ def aggregate(found):
 
 
 def main(args):
-    families, split = read_families(args.families), set()  # the words that are several tokens
+    rows, split = read_rows(args.families, ["family", "root", "word"]), set()
 
     def measure(model, tok, tick):
         untrained = build_model(asdict(model.config), tok).eval().to(model.device)
         stages = {}
         for stage, m in (("trained", model), ("step 0", untrained)):
-            stages[stage], several = study(m, tok, families)
+            stages[stage], several = study(m, tok, rows)
             split.update(several)
             tick()
         return stages
     runs, found = measure_models(args, 2, measure)
-    means = aggregate(found)
-    save(args, tables(means, families, split),
-         {"words_of_several_tokens": sorted(split), "levels": means}, draw(means), runs)
+    means, split = aggregate(found), sorted(split)
+    save(args, tables(means, len(rows), split),
+         {"words_of_several_tokens": split, "levels": means}, draw(means), runs)
 
 
 def triple(x):
@@ -114,16 +111,15 @@ def triple(x):
     return " / ".join(f"{value:.2f}" for value in x) if x else "-"
 
 
-def tables(means, families, split):
+def tables(means, count, split):
     """The page's texts: a table a level."""
-    words = [word for _, members in families.values() for word in members]
     text = ["L / M / S: the share of the ten nearest tokens (by cosine, mean-centred, the word's "
             "own token left out) that is no typographic variant / contains the family's root / is "
             "in the family. Words have a leading space; means over seeds. Step 0: the same model "
             "before its first step; what it has too is a property of the code, not of training.",
-            f"Of the {len(words)} words {len(split)} are several tokens in this vocabulary: codes "
-            "that read bytes encode their whole bytes, the other arms average their tokens' rows. "
-            f"They are: {', '.join(word for word in words if word in split) or 'none'}."]
+            f"Of the {count} words {len(split)} are several tokens in this vocabulary: codes that "
+            "read bytes encode their whole bytes, the other arms average their tokens' rows. They "
+            f"are: {', '.join(split) or 'none'}."]
     for level in next(iter(means.values()))["trained"]:
         trained = [stages["trained"][level] for stages in means.values()]
         untrained = [stages["step 0"][level] for stages in means.values()]

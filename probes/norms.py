@@ -1,6 +1,5 @@
 """How far does the mean row norm of the input's weights drift from the first validation to the
 last?"""
-from lib.errors import InputError
 from lib.plots import draw_curves, panels
 from lib.stats import spread
 from lib.tables import markdown_table, pm
@@ -21,8 +20,6 @@ def main(args):
             rows.append([arm, len(seeds), "no weights", "-", "-"])
             continue
         steps = sorted(set.intersection(*map(set, seeds.values())))
-        if not steps:
-            raise InputError(f"the runs of {arm} have no validation step in common")
         first, last = steps[0], steps[-1]
         drifts[arm] = {"start": spread([curve[first] for curve in seeds.values()]),
                        "end": spread([curve[last] for curve in seeds.values()]),

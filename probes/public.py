@@ -7,7 +7,7 @@ import struct
 from contextlib import contextmanager
 
 import torch
-from tqdm import tqdm
+from tqdm import trange
 
 from lib.errors import InputError
 from lib.tokenizer import hf_token_bytes
@@ -22,10 +22,10 @@ PIECE = 2**26  # bytes that are asked for at once
 
 
 def open_file(model, name):
-    """A model's file, opened for reading; of one on the Hub only what is read is fetched, with the
-    user's token. FileNotFoundError if it is not there, InputError if there is no such model."""
-    if os.path.isdir(model):
-        return open(os.path.join(model, name), "rb")
+    """A model's file, or the file that `model` itself is; of the Hub only what is read is fetched.
+    FileNotFoundError if it is not there, InputError if there is no such model."""
+    if os.path.exists(model):
+        return open(os.path.join(model, name) if os.path.isdir(model) else model, "rb")
     is_id = re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", model)
     if not is_id or os.path.isdir(os.path.dirname(model)):
         raise InputError(f"{model}: no such folder, and not OWNER/NAME of the Hub")
@@ -37,20 +37,17 @@ def read_bytes(file, start, end):
     """Bytes [start, end) of an open file. ValueError if it is not as long as that."""
     data = bytearray()
     file.seek(start)
-    with tqdm(total=end - start, unit="B", unit_scale=True, delay=2) as bar:
-        while len(data) < end - start:
-            piece = file.read(min(PIECE, end - start - len(data)))
-            if not piece:
-                raise ValueError(f"it ends at byte {start + len(data):,}, not at {end:,}")
-            data += piece
-            bar.update(len(piece))
+    for first in trange(start, end, PIECE, unit_scale=PIECE, unit="B", delay=2):
+        last = min(first + PIECE, end)
+        data += file.read(last - first)
+        if start + len(data) < last:
+            raise ValueError(f"it ends before byte {last:,}")
     return data
 
 
 def choose_tensor(model, names, wanted=None):
-    """Which of a model's tensors is the input table: `wanted`, or the one with the likeliest name,
-    the shortest of several (some models have copies deeper inside). InputError lists what there is.
-    """
+    """Which tensor is the input table: `wanted`, or the one with the likeliest name, the shortest
+    of several (some models have copies deeper inside). InputError lists what there is."""
     if wanted in names:
         return wanted
     for ending in EMBEDDINGS if wanted is None else ():
@@ -79,14 +76,13 @@ def read_embedding(model, wanted=None):
     Reads the header and the table, nothing else. InputError if that cannot be.
 
     A safetensors file is 8 bytes of header length, a JSON header {tensor: {dtype, shape,
-    data_offsets}}, then the tensors' bytes; a model in several files has an index,
-    {"weight_map": {tensor: file}}.
+    data_offsets}}, the tensors' bytes; an index of several files is {"weight_map": {tensor: file}}.
     """
     with refusing(model, "embedding"):
         file_name = "model.safetensors"
         try:
             with open_file(model, "model.safetensors.index.json") as index:
-                weight_map = dict(json.loads(index.read())["weight_map"])
+                weight_map = json.load(index)["weight_map"]
             wanted = choose_tensor(model, list(weight_map), wanted)
             file_name = os.path.basename(weight_map[wanted])
         except FileNotFoundError:
@@ -108,8 +104,6 @@ def read_embedding(model, wanted=None):
 
 def read_vocabulary(model):
     """The bytes of every id of a tokenizer.json, b"" for ids it does not name. `model`: a folder,
-    OWNER/NAME of the Hub, or the file itself. InputError if it is none that can be read."""
-    with refusing(model, "vocabulary"):
-        is_file = str(model).endswith(".json")
-        with open(model, "rb") if is_file else open_file(model, "tokenizer.json") as file:
-            return hf_token_bytes(json.loads(file.read()))
+    OWNER/NAME of the Hub, or the file. InputError if it cannot be read."""
+    with refusing(model, "vocabulary"), open_file(model, "tokenizer.json") as file:
+        return hf_token_bytes(json.load(file))

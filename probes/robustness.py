@@ -18,9 +18,9 @@ PUBLISHED = [["published: BPE, tied", 1, "47.3", "0.859", "0.857", "-"],  # arXi
              ["published: Kronecker", 1, "55.5", "0.794", "0.879", "-"]]
 
 
-def last_state(model, tok, prompt, head=None):
+def last_state(model, tok, prompt, head):
     """A prompt's last position: (logits (V,) over the real vocabulary, hidden state after the last
-    norm (d,)), float64. `head`: what the model's `head_rows` gave, for many prompts at once."""
+    norm (d,)), float64. `head`: what the model's `head_rows` gave."""
     h = hidden(model, tok.encode(prompt), prompt)[-1]
     return model.logits(h, head)[:model.config.vocab_size].double(), h.double()
 
@@ -35,52 +35,43 @@ def compare_states(clean, typo):
     (p, h), (q, g) = clean, typo
     p, q = p.log_softmax(-1), q.log_softmax(-1)
     top = p.argmax()
-    return {"top1_matches": bool(q.argmax() == top),
+    return {"top1_matches": float(q.argmax() == top),
             "kl_clean_to_typo": (p.exp() * (p - q)).sum().item(),
             "cosine_hidden": F.cosine_similarity(h, g, dim=0).item(),
             "logprob_drop": (p[top] - q[top]).item()}
 
 
-def of_pairs(metric):
-    """A function: one run's records -> that metric of each pair."""
-    return lambda records: [float(record[metric]) for record in records]
-
-
 def aggregate(results):
-    """{arm: {seed: a record of each pair}} -> {"pairs", "arms", "contrasts"}: per arm and metric
-    the mean over seeds with its interval over pairs crossed with seeds, and the seeds' mean of
-    medians; per two arms with seeds in common what `contrast` says."""
-    arms = {arm: {"overall": {}} for arm in results}
+    """{arm: {seed: {metric: a number of each pair}}} -> {"pairs", "arms", "contrasts"}: per arm and
+    metric the mean over seeds with its interval over pairs crossed with seeds, and the seeds' mean
+    of medians; per two arms a - b of top-1 kept ("difference") and of KL, over common seeds."""
+    arms, contrasts = {arm: {"overall": {}} for arm in results}, []
     for (arm, seeds), metric in itertools.product(results.items(), METRICS):
-        values = np.array(list(map(of_pairs(metric), seeds.values())))  # (seeds, pairs)
+        values = np.array([measured[metric] for measured in seeds.values()])  # (seeds, pairs)
         of_mean = share_interval if metric == "top1_matches" else crossed_interval
         arms[arm]["overall"][metric] = spread(values.mean(1)) | {
             "median": float(np.median(values, 1).mean()), "interval": of_mean(values)}
-    contrasts = [{"a": a, "b": b} | contrast(results[a], results[b])
-                 for a, b in itertools.combinations(results, 2)
-                 if results[a].keys() & results[b].keys()]
+    for a, b in itertools.combinations(results, 2):
+        kept, kl = (paired(results[a], results[b], metric)
+                    for metric in ("top1_matches", "kl_clean_to_typo"))
+        if len(kept):
+            contrasts.append({"a": a, "b": b, "seeds": len(kept), "difference": kept.mean(),
+                              "interval": crossed_interval(kept), "kl": kl.mean(),
+                              "kl_interval": crossed_interval(kl)})
     return {"pairs": values.shape[1], "arms": arms, "contrasts": contrasts}
-
-
-def contrast(a, b):
-    """Two arms' {seed: a record of each pair} -> a - b over the seeds that both have, of the share
-    of top-1 kept ("difference") and of the mean KL, with intervals over pairs crossed with seeds.
-    """
-    kept, kl = (paired(a, b, of_pairs(m)) for m in ("top1_matches", "kl_clean_to_typo"))
-    return {"seeds": len(kept), "difference": kept.mean(), "interval": crossed_interval(kept),
-            "kl": kl.mean(), "kl_interval": crossed_interval(kl)}
 
 
 def main(args):
     pairs = read_rows(args.pairs, ["category", "clean", "typo"])
 
     def measure(model, tok, tick):
-        records, head = [], model.head_rows()
+        found, head = {metric: [] for metric in METRICS}, model.head_rows()
         for pair in pairs:
             states = [last_state(model, tok, pair[prompt], head) for prompt in ("clean", "typo")]
-            records.append(pair | compare_states(*states))
+            for metric, value in compare_states(*states).items():
+                found[metric].append(value)
             tick()
-        return records
+        return found
     runs, results = measure_models(args, len(pairs), measure)
     found = aggregate(results)
     save(args, tables(found), found, draw(found), runs)
@@ -96,10 +87,10 @@ def tables(found):
         rows.append([arm, len(kept["per_seed"]),
                      interval(*(100 * x for x in (kept["mean"], *kept["interval"]))), *cells])
     text = [f"{found['pairs']} pairs of a clean and a misspelled prompt: means with 95 % intervals "
-            "over pairs (bootstrap) crossed with seeds (Student; with one seed they hold for that "
-            "training run), then the median over pairs. The published figures (2605.29459, 124M) "
-            "are of one checkpoint an arm: of its 110 pairs 22 keep their top-1 with Kronecker "
-            "only and 13 with BPE only, exact McNemar p = 0.18.",
+            "over pairs (bootstrap) crossed with seeds (Student; one seed: of that training run), "
+            "then the median over pairs. The published figures (2605.29459, 124M) are of one "
+            "checkpoint an arm: of its 110 pairs 22 keep their top-1 with Kronecker only and 13 "
+            "with BPE only, exact McNemar p = 0.18.",
             markdown_table(["arm", "seeds", *METRICS.values()], rows + PUBLISHED)]
     rows = [[f"{pair['a']} - {pair['b']}",
              interval(*(100 * x for x in (pair["difference"], *pair["interval"])), "+"),
@@ -120,15 +111,14 @@ def draw(found):
         means = {arm: scale * x["overall"][metric]["mean"] for arm, x in found["arms"].items()}
         for i, (arm, mean) in enumerate(means.items()):
             low, high = found["arms"][arm]["overall"][metric]["interval"]
-            draw_bars(ax, arm, [i], [mean], [scale * low], [scale * high], "")
+            draw_bars(ax, arm, [i], ([mean], [scale * low], [scale * high]), "")
             ax.annotate(f"{mean:.3g}", (i, mean), (7, 0), textcoords="offset points", va="center")
         best[label.split(" (")[0]] = (max if top else min)(means, key=means.get)
         ax.set(xlim=(-0.5, len(means) - 0.3), ylim=(0, top), ylabel=f"mean {label}",
                title="higher is better" if top else "lower is better")
         ax.set_xticks(range(len(means)), means, rotation=35, ha="right")
     said = ", ".join(f"{arm} by {what}" for what, arm in best.items())
-    differ = len(set(best.values())) > 1
+    differ = "; the measures disagree" if len(set(best.values())) > 1 else ""
     figure.suptitle(f"One misspelled word, {found['pairs']} prompt pairs; bars: 95 % over pairs "
-                    f"and seeds\nBest: {said}{'; the measures disagree' if differ else ''}",
-                    fontsize=10)
+                    f"and seeds\nBest: {said}{differ}", fontsize=10)
     return figure

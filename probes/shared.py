@@ -27,16 +27,14 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 # ---- runs in -----------------------------------------------------------------------------------
 
 def comparable(runs, tuned):
-    """Runs that may stand side by side, in the order of the tables: equal in all but arm and seed.
-    With `tuned`, the json of a grid, each at its arm's setting and named as compare.py names it.
-    InputError for others."""
+    """Runs in the order of the tables, equal in all but arm and seed, InputError for others. With
+    `tuned`, the json of a grid, each at its arm's setting and named as compare.py names it."""
     if tuned:
         given, notes = len(runs), []
         runs = name_runs(runs, read_tuning(tuned), notes)
         if len(runs) < given:
-            raise InputError(next(note for note in notes if note.startswith("left out")))
-        for note in notes:
-            print(f"note: {note}", file=sys.stderr)
+            raise InputError(notes[0])
+        print(*notes, sep="\n", file=sys.stderr)
     refuse_unmatched(runs, KEYS if tuned else ())
     return sorted(runs, key=order)
 
@@ -50,8 +48,8 @@ def by_arm(runs, measure):
 
 
 def read_logs(args):
-    """The command's runs as their logs have them, comparable, each with its last validated step.
-    InputError for what has no validation."""
+    """The command's runs as their logs have them, each with its last validated step; InputError as
+    `comparable`."""
     runs = [read_run(path) for path in dict.fromkeys(args.runs)]
     for run in runs:
         if not run["vals"]:
@@ -63,14 +61,11 @@ def read_logs(args):
 def measure_models(args, steps, measure):
     """Call `measure(model, tokenizer, tick)` on every run of the command -> (the runs, {arm: {seed:
     its result}}). It calls `tick()` after each of its `steps` steps. InputError, before any work,
-    for what is no checkpoint of a run and for runs that cannot be compared."""
+    for runs that cannot be compared."""
     runs = []
     for path in dict.fromkeys(args.runs):
         checkpoint = load_checkpoint(path)
-        config = dict(checkpoint.get("config", ()))
-        if "arm" not in config:
-            raise InputError(f"{path}: not a checkpoint of a run, its config names no arm")
-        config.pop("world_size", None)
+        config = checkpoint["config"]
         header = {"arm": config.pop("arm"), "data": config.pop("data", None), "config": config}
         runs.append({"name": str(path), "step": checkpoint["step"], "steps": [], "header": header})
     runs = comparable(runs, args.tuned)
@@ -82,27 +77,24 @@ def measure_models(args, steps, measure):
 
 
 def hidden(model, ids, prompt):
-    """The hidden states after the last norm at each of a prompt's ids, (T,) -> (T, d). InputError
-    if there are more than the context holds."""
+    """The final hidden states of a prompt's ids, (T,) -> (T, d). InputError if it is too long."""
     if len(ids) > model.config.block_size:
         raise InputError(f"a prompt has {len(ids):,} tokens, the context is "
                          f"{model.config.block_size:,}: {prompt[:50]!r}...")
     return model.hidden(torch.tensor([ids], device=model.device))[0]
 
 
-def paired(a, b, value):
-    """Two arms' {seed: result} -> value(a's) - value(b's) of the seeds that both have, (seeds,
-    prompts)."""
-    common = sorted(a.keys() & b.keys())
-    return np.array([np.subtract(value(a[seed]), value(b[seed]), dtype=float) for seed in common])
+def paired(a, b, key):
+    """a's results[key] - b's over the seeds that two arms' {seed: results} share, (seeds, prompts).
+    """
+    return np.array([np.subtract(a[seed][key], b[seed][key]) for seed in sorted(a.keys() & b)])
 
 
 # ---- prompts in --------------------------------------------------------------------------------
 
-def read_rows(path, columns, template=None, times=0):
-    """A TSV file with a head (tabs, newlines and quotes in a cell are csv's) -> list of dicts, each
-    with text in every one of `columns`, and {} so many times in the column `template`. InputError
-    if it is not that."""
+def read_rows(path, columns, template=None, times="once"):
+    """A TSV file with a head, quoted as csv's -> list of dicts, each with text in every one of
+    `columns`, and {} once or twice in the column `template`. InputError if it is not that."""
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
             rows = list(csv.DictReader(file, delimiter="\t", strict=True))
@@ -115,23 +107,13 @@ def read_rows(path, columns, template=None, times=0):
         if missing:
             raise InputError(f"{path}, row {i}: no text in column '{missing[0]}'")
         if None in row:  # where csv puts cells beyond the head
-            raise InputError(f"{path}, row {i}: more cells than columns; a tab inside a cell needs "
-                             "quotes around the cell")
-        if template and row[template].count("{}") != times:
-            raise InputError(f"{path}, row {i}: the {template} needs {{}} "
-                             f"{'twice' if times == 2 else 'once'}: {row[template]!r}")
+            raise InputError(f"{path}, row {i}: more cells than columns")
+        if template and row[template].count("{}") != ("once", "twice").index(times) + 1:
+            raise InputError(f"{path}, row {i}: the {template} needs {{}} {times}")
     return rows
 
 
-def read_families(path):
-    """{family: (root, its words)} from a table of family, root and word."""
-    families = {}
-    for row in read_rows(path, ["family", "root", "word"]):
-        families.setdefault(row["family"], (row["root"], []))[1].append(row["word"])
-    return families
-
-
-# ---- words -------------------------------------------------------------------------------------
+# ---- words and their neighbours ----------------------------------------------------------------
 
 def normal(text):
     """A text as it is compared: case ignored, characters composed (NFC)."""
@@ -139,16 +121,9 @@ def normal(text):
 
 
 def canonical(text):
-    """The form that typographic variants share: letters, digits and their marks (vowel signs,
-    accents), without leading space markers, punctuation, joiners and case. Maybe empty."""
+    """What typographic variants share: letters, digits and their marks (vowel signs, accents),
+    without space markers, punctuation, joiners and case."""
     return regex.sub(r"[^\p{L}\p{N}\p{M}]", "", normal(text))
-
-
-def words(text):
-    """The words of a text: letters and digits with their marks and the joiners of Indic scripts;
-    hyphen and apostrophe inside."""
-    part = r"[\p{L}\p{N}\p{M}\u200c\u200d]+"
-    return regex.findall(rf"{part}(?:['’-]{part})*", text)
 
 
 def edit_distance(a, b):
@@ -163,14 +138,11 @@ def edit_distance(a, b):
     return row[-1]
 
 
-# ---- neighbours --------------------------------------------------------------------------------
-
 def nearest(queries, own, rows, candidates, k, mean=0.0):
-    """The k candidates nearest to each query by cosine once `mean` is taken off, other than its
-    own, the lower id first among equals: [[(id, cosine), ...], ...].
+    """The k candidates nearest to each query by cosine once `mean` is taken off, its own id left
+    out, the lower id first among equals: [[(id, cosine), ...], ...].
 
-    queries (n, d); own: the id of each query, -1 for none; rows: a function, ids (m,) -> (m, d);
-    candidates: ids (m,).
+    queries (n, d); own: n ids, -1 for none; rows: a function, ids (m,) -> (m, d); candidates (m,).
     """
     q = F.normalize(queries - mean, dim=-1)
     parts = [q @ F.normalize(rows(part) - mean, dim=-1).T for part in candidates.split(4096)]
@@ -189,23 +161,22 @@ def interval(middle, low, high, sign="", digits=1):
 
 
 def draw_points(ax, arms, labels, line=""):
-    """Points with bars, the arms side by side at each label; {arm: [(middle, low, high), or None
-    where there is none, of each label]}. `line` joins an arm's points, None: as the arm's own."""
+    """Points with bars, the arms side by side at each label: {arm: [(middle, low, high) or None, of
+    each label]}. `line` joins an arm's points, None: as the arm's own."""
     for i, (arm, points) in enumerate(arms.items()):
         there = [(x, *point) for x, point in enumerate(points) if point]
         if there:
             x, middle, low, high = np.array(there).T
-            draw_bars(ax, arm, x + (i - (len(arms) - 1) / 2) * 0.07, middle, low, high, line)
+            draw_bars(ax, arm, x + (i - (len(arms) - 1) / 2) * 0.07, (middle, low, high), line)
     ax.set_xticks(range(len(labels)), labels)
 
 
 def save(args, text, result, figure, runs=()):
-    """Print the tables, a list of texts; write OUT.md, OUT.json and OUT.png with the command,
-    commit, hardware, date and runs that made them."""
+    """Print a list of texts; write OUT.md, OUT.json and OUT.png with what made them."""
     made, name = describe_machine(DEVICE, 1), os.path.basename(args.out)
     if runs:
-        names = [f"{Path(run['name']).name} (step {run['step']:,})" for run in runs]
-        text = [*text, f"Runs: {', '.join(names)}."]
+        names = ", ".join(f"{Path(run['name']).name} (step {run['step']:,})" for run in runs)
+        text = [*text, f"Runs: {names}."]
         result = {"runs": [{"run": run["name"], "arm": arm_of(run), "step": run["step"],
                             "seed": run["header"]["config"]["seed"]} for run in runs]} | result
     print(*text, sep="\n\n")

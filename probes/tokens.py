@@ -19,27 +19,20 @@ LONG = 17  # bytes from which lengths are one group: what the usual P = 16 cuts
 
 
 def read_groups(run):
-    """A run's eval.npz (lib/evaluate.py says what is in it) -> [(grouping, group, nats, tokens)],
-    the whole as ("all", "all"). InputError if there is none or it is not one."""
+    """A run's eval.npz (see lib/evaluate.py) -> [(grouping, group, nats, tokens)], the whole as
+    ("all", "all"). InputError if it has no groups."""
     arrays = read_evaluation(run)
-    if arrays is None:
-        raise InputError(f"{run['name']}: no eval.npz there; train.py writes it at the last step")
-    try:
-        rows = [("all", "all", float(arrays["doc_nats"].sum()), int(arrays["doc_tokens"].sum()))]
-        if not np.isfinite(rows[0][2]) or rows[0][3] < 1:
-            raise ValueError("no token was scored")
-        for grouping in GROUPINGS:
-            nats, tokens = arrays[f"{grouping}_nats"], arrays[f"{grouping}_tokens"]
-            count = len(nats)
-            names = {  # "own" stands alone where no two tokens share their bytes
-                "seen": ["never", "1", *(f"{2**(k - 1):,}-{2**k - 1:,}" for k in range(2, count))],
-                "length": [str(n) if n < LONG else f"{LONG} or more" for n in range(count)],
-                "script": arrays["script_names"].tolist(), "shared": ["own", "shared"]}[grouping]
-            rows += [(grouping, *group) for group in zip(names[:count], nats.astype(float).tolist(),
-                                                         tokens.tolist(), strict=True)]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{run['name']}/eval.npz: not what train.py writes "
-                         f"({type(error).__name__}: {error})") from None
+    if arrays is None or "seen_nats" not in arrays:
+        raise InputError(f"{run['name']}: no eval.npz with groups; the last step writes one")
+    rows = [("all", "all", float(arrays["doc_nats"].sum()), int(arrays["doc_tokens"].sum()))]
+    for grouping in GROUPINGS:
+        nats, tokens = arrays[f"{grouping}_nats"], arrays[f"{grouping}_tokens"]
+        count = len(nats)
+        names = {  # "own" stands alone where no two tokens share their bytes
+            "seen": ["never", "1", *(f"{2**(k - 1):,}-{2**k - 1:,}" for k in range(2, count))],
+            "length": [str(n) if n < LONG else f"{LONG} or more" for n in range(count)],
+            "script": arrays["script_names"].tolist(), "shared": ["own", "shared"]}[grouping]
+        rows += [(grouping, *group) for group in zip(names, nats.astype(float), tokens.tolist())]
     return rows
 
 
@@ -58,21 +51,21 @@ def aggregate(runs):
     same = ["seed", "grouping", "group", "tokens"]
     base = table[table["arm"] == arms[0]].set_index(same)["mean"].rename("base")
     table["gap"] = table["mean"] - table.join(base, on=same)["base"]
+    table.loc[table["arm"] == arms[0], "gap"] = np.nan
     result = {}
     for (grouping, group), part in table.groupby(["grouping", "group"], sort=False):
         of_arms = {}
         for arm in arms:
             mine = part[part["arm"] == arm]
-            gaps = mine["gap"].dropna()
-            of_arms[arm] = {"nats": summary(mine["mean"]) if len(mine) else None,
-                            "gap": summary(gaps) if len(gaps) and arm != arms[0] else None}
+            values = {"nats": mine["mean"], "gap": mine["gap"].dropna()}
+            of_arms[arm] = {key: summary(x) if len(x) else None for key, x in values.items()}
         share = part["tokens"].sum() / everything["tokens"].sum()
         result.setdefault(grouping, {})[group] = {"share": float(share), "arms": of_arms}
     return result
 
 
 def end_of_text(evaluation):
-    """A note if most tokens as long as <|endoftext|> are just that, once a document; else ""."""
+    """A note if most tokens as long as <|endoftext|> are that, once a document; else ""."""
     length = len(END_OF_TEXT)
     of_length = evaluation["length_tokens"][length:length + 1].sum()
     mostly = 0 < of_length < 2 * len(evaluation["doc_tokens"])
@@ -100,11 +93,10 @@ def tables(arms, result, note):
     for grouping, title in GROUPINGS.items():
         rows, gaps = [], []
         for name, numbers in result[grouping].items():
-            share = f"{100 * numbers['share']:.2f}"
-            rows.append([name, share, *(pm(numbers["arms"][arm]["nats"], 3) for arm in arms)])
-            gaps.append([name, share])
-            for arm in arms[1:]:
-                gap = numbers["arms"][arm]["gap"]
+            start, of_arms = [name, f"{100 * numbers['share']:.2f}"], numbers["arms"]
+            rows.append([*start, *(pm(of_arms[arm]["nats"], 3) for arm in arms)])
+            gaps.append(start)
+            for gap in (of_arms[arm]["gap"] for arm in arms[1:]):
                 ends = f" {bracket(gap['interval'], 3)}" if gap and gap["interval"] else ""
                 gaps[-1].append(pm(gap, 3, "+") + ends)
         head = [title, "tokens (%)"]
@@ -135,8 +127,7 @@ def draw(arms, result, note):
             found = [of_arms[arm][what] for of_arms in groups.values()]
             points[arm] = [x and (x["mean"], x["mean"] - (x["sd"] or 0), x["mean"] + (x["sd"] or 0))
                            for x in found]
-        ordered = grouping in ("seen", "length")
-        draw_points(ax, points, labels, None if ordered else "")
+        draw_points(ax, points, labels, None if grouping in ("seen", "length") else "")
         if what == "gap":
             ax.axhline(0, color="0.5", lw=0.8)
         ax.grid(alpha=0.3)

@@ -1,8 +1,6 @@
-"""Draws results/codes.png, the picture of the README: the codes of four words.
+"""Draws results/codes.png, the README's picture of the codes of four words.
 
     python -m runs.draw_codes
-
-`python codes.py WORD...` prints the same of any words.
 """
 import numpy as np
 import torch
@@ -26,7 +24,7 @@ MONO = {"family": "monospace", "fontsize": 8}
 
 
 def picture(ax, values, names=(), cells=False, **ink):
-    """Numbers as a picture, a name before each row; `cells` draws white lines around each."""
+    """Numbers as a picture, a name before each row; `cells`: with white lines around each."""
     rows, columns = np.shape(values)
     if cells:
         ax.pcolormesh(values, edgecolors="white", linewidth=1, **ink)
@@ -92,16 +90,16 @@ def draw_sum(figure):
     whole, some, total = figure.subplots(1, 3, width_ratios=[1.4, 4, 4])
     picture(whole, W, **WEIGHTS, alpha=0.4)
     whole.hlines(rows, 0, D, color="black", lw=1)
-    whole.set_title("W", fontsize=9)
     picture(some, W[rows], **WEIGHTS)
+    picture(total, vector, **WEIGHTS)
+    total.set_ylim(2.5, -1.5)
+    whole.set_title("W", fontsize=9)
     some.set_title(f"the rows of {NAMES[0]}, before training", fontsize=9)
+    total.set_title(f"their sum, scaled and shifted: the vector of {NAMES[0]}", fontsize=9, y=0.65)
     for i, row in enumerate(rows):
         middle = 256 * P * (i + 0.5) / len(rows)
         arrow("data", (-0.8 * D, middle), whole, (0, row), f"row {row}")
         arrow(whole.transData, (D, row), some, (0, i + 0.5))
-    picture(total, vector, **WEIGHTS)
-    total.set_ylim(2.5, -1.5)
-    total.set_title(f"their sum, scaled and shifted: the vector of {NAMES[0]}", fontsize=9, y=0.65)
     arrow(some.transData, (D + 1, len(rows) / 2), total, (-1, 0.5))
 
 

@@ -3,16 +3,14 @@
     python -m runs.plan results/tiny2                    # tune.sh and tiny.sh call it
     python -m runs.plan results/tiny2 --items 1 3 --seeds 21 --only tuning/ --list
 
-FOLDER/plan.tsv has a line for each run: item, name, arguments of train.py. Of a run
-FOLDER/NAME/log.jsonl and eval.npz are kept, of one that diverged the log alone; where the log is
-there the run is done. A run that was stopped goes on. Arguments may hold
+FOLDER/plan.tsv has a line for each run: item, name, arguments of train.py. A run is done where
+FOLDER/NAME has its log.jsonl, beside its eval.npz. Arguments may hold
 
     {best} {second}    the setting of the best and of the second point of the arm's grid so far
     {beyond AXIS}      a step beyond the best point on an axis; not run if that lies inside
     {tuned}            what the arm's whole grid chose
 
-An arm's grid: the runs of the same config file in tuning/ beside the run, or else above it. A line
-waits for the lines that it needs.
+An arm's grid: the runs of the same config file in tuning/ beside the run, or else above it.
 """
 import os
 import re
@@ -25,8 +23,8 @@ from pathlib import Path
 
 from lib.config import ROOT
 from lib.errors import InputError, Parser, run
-from lib.results import read_plan, read_run, unfinished
-from lib.tuning import AXES, beyond, choose, options
+from lib.results import find_runs, read_plan, read_run, unfinished
+from lib.tuning import AXES, KEYS, beyond, choose
 
 WAITS, NOT_NEEDED = "waits", "not needed"
 
@@ -36,11 +34,10 @@ class Plan:
 
     def __init__(self, folder):
         self.folder, self.rows = Path(folder), read_plan(folder)
-        names = {row["name"] for row in self.rows}
-        wrong = [row for row in self.rows if not row["arguments"].startswith("configs/")]
-        if not names or wrong or len(names) < len(self.rows):
-            raise InputError(f"{folder}/plan.tsv: no plan of runs, two of one name, or arguments "
-                             "that do not begin with a config")
+        configs = all(row["arguments"].startswith("configs/") for row in self.rows)
+        if not configs or len({row["name"] for row in self.rows}) < max(1, len(self.rows)):
+            raise InputError(f"{folder}/plan.tsv: no plan, two runs of one name, or arguments that "
+                             "do not begin with a config")
 
     def done(self, row):
         return (self.folder / row["name"] / "log.jsonl").is_file()
@@ -50,8 +47,7 @@ class Plan:
         return self.done(row) or self.arguments(row) is NOT_NEEDED
 
     def grid_of(self, row):
-        """The rows of its arm's grid: all of them for a run outside of it, for one that is part of
-        it those above."""
+        """The rows of its arm's grid; for a row of the grid itself those above it."""
         beside = Path(row["name"]).parent
         for folder in [beside] if beside.name == "tuning" else [beside / "tuning", Path("tuning")]:
             grid = [other for other in self.rows if Path(other["name"]).parent == folder
@@ -69,28 +65,23 @@ class Plan:
                 return WAITS
             runs = [read_run(self.folder / other["name"]) for other in grid if self.done(other)]
             (arm,) = choose(runs)["arms"].values()
-            ranked = sorted([point for point in arm["grid"] if point["val_loss"] is not None],
-                            key=lambda point: point["val_loss"])
+            ranked = [point for point in arm["grid"] if point["val_loss"] is not None]
+            ranked.sort(key=lambda point: point["val_loss"])
             points = {"tuned": arm["best"]} | dict(zip(("best", "second"), ranked))
-            if rule.removeprefix("beyond ") in AXES:
-                points[rule] = beyond(arm["grid"], ranked[0], rule.removeprefix("beyond "))
-            if rule not in points:
-                raise InputError(f"{row['name']}: no rule {{{rule}}}")
-            if points[rule] is None:
+            points |= {f"beyond {axis}": beyond(arm["grid"], ranked[0], axis) for axis in AXES}
+            if not (point := points[rule]):
                 return NOT_NEEDED
-            text = text.replace(f"{{{rule}}}", " ".join(options(points[rule])))
+            options = [f"--{key}={point[key]:g}" for key in KEYS if point[key] != KEYS[key]]
+            text = text.replace(f"{{{rule}}}", " ".join(options))
         return text.split()
 
 
 def keep(out, kept):
     """Copy what is kept of a run in `out` to `kept`, whole or not at all. What to say of it, "" if
     it has neither finished nor diverged."""
-    try:
-        made = read_run(out)
-    except InputError:
-        return ""
-    diverged = made["diverged"] is not None
-    if not diverged and (unfinished(made) or not (out / "eval.npz").exists()):
+    made = next(iter(find_runs([out], [])), None)
+    diverged = made and made["diverged"] is not None
+    if not made or not diverged and (unfinished(made) or not (out / "eval.npz").exists()):
         return ""
     new = kept.with_name(kept.name + ".new")
     shutil.rmtree(new, ignore_errors=True)
@@ -111,11 +102,10 @@ def work(plan, rows, jobs, given):
     env = os.environ | {"OMP_NUM_THREADS": "1"}  # runs go side by side, a core each
     while True:
         for row in rows:
-            busy = row in failed or any(row is other for other, _ in running.values())
+            busy = row in failed or row in [other for other, _ in running.values()]
             if stop or len(running) >= jobs or busy or plan.done(row):
                 continue
-            arguments = plan.arguments(row)
-            if arguments in (WAITS, NOT_NEEDED):
+            if (arguments := plan.arguments(row)) in (WAITS, NOT_NEEDED):
                 continue
             out = Path("out") / f"{plan.folder.name}-{row['name'].replace('/', '-')}"
             command = [sys.executable, "train.py", "configs/tiny.py", *arguments, *given,
@@ -161,12 +151,11 @@ def main():
                 f"--seed={seed}" in row["arguments"].split() for seed in args.seeds))]
     if not rows:
         raise InputError(f"{args.folder}/plan.tsv has no such runs")
-    if args.list:
-        for row in rows:
-            if not plan.settled(row):
-                print(*row.values(), sep="\t")
-        return 0
-    return 1 if work(plan, rows, args.jobs, given) else 0
+    if not args.list:
+        return 1 if work(plan, rows, args.jobs, given) else 0
+    for row in rows:
+        if not plan.settled(row):
+            print(*row.values(), sep="\t")
 
 
 if __name__ == "__main__":

@@ -65,14 +65,9 @@ def error_line(stderr):
 
 
 def tree(folder):
-    """Everything below a folder but locks: {path: (size, time of change)}, a folder's being None.
-    """
-    found = {}
-    for path in Path(folder).rglob("*"):
-        if not path.name.endswith("lock"):
-            stat = path.stat()
-            found[str(path)] = None if path.is_dir() else (stat.st_size, stat.st_mtime_ns)
-    return found
+    """Everything below a folder but locks: {path: time of change}, a folder's being None."""
+    return {str(path): None if path.is_dir() else path.stat().st_mtime_ns
+            for path in Path(folder).rglob("*") if not path.name.endswith("lock")}
 
 
 @pytest.fixture
@@ -102,21 +97,16 @@ def refuse(call, capsys):
     return refuse
 
 
-def docstrings_of(path):
-    """The docstrings of a Python file."""
-    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-    nodes = [n for n in ast.walk(ast.parse(path.read_bytes())) if isinstance(n, documented)]
-    return [text for text in map(ast.get_docstring, nodes) if text]
-
-
 @pytest.fixture(scope="session")
 def docs():
     """The 600 docstrings of Python's email and asyncio packages: real text, 150 kB."""
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
     texts = []
     for package in (asyncio, email):
         for path in sorted(Path(package.__file__).parent.glob("*.py")):
-            texts += docstrings_of(path)
-    return list(dict.fromkeys(texts))
+            nodes = ast.walk(ast.parse(path.read_bytes()))
+            texts += [ast.get_docstring(node) for node in nodes if isinstance(node, documented)]
+    return list(dict.fromkeys(filter(None, texts)))
 
 
 @pytest.fixture(scope="session")

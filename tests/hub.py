@@ -30,12 +30,9 @@ class Hub:
             files = {f"{config}/{p.name}": p for p in sorted(Path(folder).iterdir())}
             splits = {"train": [p for p in files if "/validation" not in p],
                       "validation": [p for p in files if "/validation" in p]}
-            card = f"---\nconfigs:\n- config_name: {config}\n  data_files:\n"
-            for split, paths in splits.items():
-                if paths:
-                    card += f"  - split: {split}\n    path:\n"
-                    card += "".join(f"    - {path}\n" for path in paths)
-            self.repos[repo] = {"README.md": f"{card}---\n".encode()} | files
+            paths = [{"split": split, "path": some} for split, some in splits.items() if some]
+            card = json.dumps({"configs": [{"config_name": config, "data_files": paths}]})
+            self.repos[repo] = {"README.md": f"---\n{card}\n---\n".encode()} | files
         self.models = models or {}
 
     def __enter__(self):
@@ -76,9 +73,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def entries(self, files, paths):
         """What the Hub says of files and folders."""
-        return [{"type": "file", "path": p, "oid": hashlib.sha1(p.encode()).hexdigest(),
-                 "size": size(files[p])} if p in files else
-                {"type": "directory", "path": p, "oid": REVISION, "size": 0} for p in paths]
+        return json.dumps([{"type": "file", "path": p, "oid": oid(p), "size": size(files[p])}
+                           if p in files else {"type": "directory", "path": p, "oid": REVISION}
+                           for p in paths]).encode()
 
     def route(self):
         """(files of a repository, the rest of the path) for /api/datasets/REPO/...,
@@ -91,15 +88,13 @@ class Handler(BaseHTTPRequestHandler):
         return None, ""
 
     def do_POST(self):
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0))).decode()
+        body = self.rfile.read(int(self.headers["Content-Length"])).decode()
         files, rest = self.route()
         if self.hub.down or not files:
             self.close_connection = True
             return
-        is_json = "json" in self.headers.get("Content-Type", "")
-        asked = json.loads(body)["paths"] if is_json else parse_qs(body).get("paths", [])
-        there = self.entries(files, [p for p in asked if p in files])
-        self.answer(json.dumps(there).encode(), Content_Type="application/json")
+        asked = [p for p in parse_qs(body).get("paths", []) if p in files]
+        self.answer(self.entries(files, asked), Content_Type="application/json")
 
     def do_HEAD(self):
         self.do_GET()
@@ -116,16 +111,11 @@ class Handler(BaseHTTPRequestHandler):
             inside = [p for p in [*folders, *files] if p.startswith(folder)]
             if "recursive=true" not in self.path.lower():
                 inside = [p for p in inside if "/" not in p[len(folder):]]
-            listed = json.dumps(self.entries(files, inside)).encode()
-            self.answer(listed, Content_Type="application/json")
+            self.answer(self.entries(files, inside), Content_Type="application/json")
         elif rest == "/revision/none":
             self.answer(b"{}", 404, X_Error_Code="RevisionNotFound")
         elif rest == "" or rest.startswith("/revision/"):
-            about = {"_id": "1", "id": "x/y", "sha": REVISION, "private": False, "gated": False,
-                     "disabled": False, "tags": [], "downloads": 0, "likes": 0,
-                     "lastModified": "2026-01-01T00:00:00.000Z",
-                     "createdAt": "2026-01-01T00:00:00.000Z",
-                     "siblings": [{"rfilename": p} for p in files]}
+            about = {"id": "x/y", "sha": REVISION, "siblings": [{"rfilename": p} for p in files]}
             self.answer(json.dumps(about).encode(), Content_Type="application/json")
         elif (found := re.fullmatch(r"/resolve/[^/]+/(.+)", rest)) and found[1] in files:
             self.send_file(files[found[1]], found[1])
@@ -149,15 +139,11 @@ class Handler(BaseHTTPRequestHandler):
             self.hub.reads.append((content.name, first, last, fault))
         if fault == "busy":
             return self.answer(b"{}", 503)
-        if isinstance(content, Path):
-            with open(content, "rb") as file:
-                file.seek(first)
-                body = file.read(last - first + 1)
-        else:
-            body = content[first:last + 1]
+        body = content.read_bytes() if isinstance(content, Path) else content
+        body = body[first:last + 1]
         if fault == "garbage":
             body = b"\xff" * len(body)
-        headers = {"ETag": f'"{hashlib.sha1(path.encode()).hexdigest()}"', "Accept-Ranges": "bytes"}
+        headers = {"ETag": f'"{oid(path)}"', "Accept-Ranges": "bytes"}
         if status == 206:
             headers["Content-Range"] = f"bytes {first}-{last}/{total}"
         if fault == "cut":
@@ -169,3 +155,8 @@ class Handler(BaseHTTPRequestHandler):
 def size(content):
     """Of a file on disk or of bytes."""
     return content.stat().st_size if isinstance(content, Path) else len(content)
+
+
+def oid(path):
+    """A hash as the Hub names one."""
+    return hashlib.sha1(path.encode()).hexdigest()

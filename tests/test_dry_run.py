@@ -1,5 +1,4 @@
 """--dry_run: what a run would take, without running it."""
-import json
 import os
 import re
 import subprocess
@@ -13,23 +12,22 @@ from lib.data import Data
 from lib.run_folder import build_model
 
 MEASURE = """
-import json, re
+import re
 import torch
-from lib.config import Config
+from lib.config import compose
 from lib.distributed import autocast
 from lib.hardware import estimate_memory
-from model import GPT, GPTConfig
+from model import GPT
 from train import make_optimizer
 
 def field(name):
     return 1024 * int(re.search(name + r":\\s+(\\d+)", open("/proc/self/status").read())[1])
 
-def steps(vocab_size, dtype, **shape):
-    config = Config(dtype=dtype, device="cpu", head="table", **shape)
-    names = ("block_size", "n_layer", "n_head", "n_embd", "head")
-    model = GPT(GPTConfig(vocab_size, **{name: getattr(config, name) for name in names}))
+def steps(dtype, *shape):
+    config = compose(["--head=table", "--device=cpu", f"--dtype={dtype}", *shape])[0]
+    model = GPT(config)
     optimizer = make_optimizer(model, config)
-    ids = torch.randint(vocab_size, (config.batch_size, config.block_size))
+    ids = torch.randint(config.vocab_size, (config.batch_size, config.block_size))
     for _ in range(2):
         with autocast(model.device, config.dtype):
             loss = model(ids, ids)
@@ -40,12 +38,12 @@ def steps(vocab_size, dtype, **shape):
     return sum(estimate_memory(model, config, config.batch_size).values())
 
 for dtype in ("float32", "bfloat16"):
-    # a small model loads the libraries
-    steps(256, dtype, n_layer=1, n_embd=64, n_head=1, block_size=64, batch_size=1)
+    steps(dtype, "--n_layer=1", "--n_embd=60", "--block_size=64", "--vocab_size=256")  # libraries
     base = field("VmRSS")
     open("/proc/self/clear_refs", "w").write("5")  # resets the peak
-    estimate = steps(4096, dtype, n_layer=6, n_embd=384, n_head=6, block_size=512, batch_size=2)
-    print(json.dumps([estimate, field("VmHWM") - base]))
+    estimate = steps(dtype, "--n_layer=6", "--n_embd=384", "--n_head=6", "--block_size=512",
+                     "--batch_size=2", "--vocab_size=4096")
+    print(estimate, field("VmHWM") - base)
 """
 
 
@@ -59,7 +57,7 @@ def test_estimated_memory_is_within_15_percent_of_measured():
     done = subprocess.run([sys.executable, "-c", MEASURE], env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     for line in done.stdout.splitlines():
-        estimate, measured = json.loads(line)
+        estimate, measured = map(int, line.split())
         assert estimate == pytest.approx(measured, rel=0.15)
 
 
@@ -105,29 +103,20 @@ def test_every_arm_has_a_dry_run(dry, small_data, arm):
     assert "epochs of small" in out
 
 
-def test_memory_is_of_that_gpu_by_hand(dry, tmp_path):
+def test_memory_by_hand_and_what_fits(dry, tmp_path):
     """The 124M model with 32 sequences at once takes 30 GB: 12 bytes for each of 127.5M weights and
-    copies, 12 layers of 38 d bytes a token, 10 bytes a logit."""
+    copies, 12 layers of 38 d bytes a token, 10 bytes a logit. The micro-batch that is named fits,
+    with the same tokens per step."""
     said = dry("configs/kron.py", "--batch_size=32", "--dry_run=1x4090", cwd=tmp_path)
     memory = float(re.search(r"micro-batch 32, eager bfloat16: ([\d.]+) GB", said)[1])
     by_hand = 12 * 127.5e6 + 2 * 124.4e6 + 4 * 38.6e6
     by_hand += 32 * 1024 * (12 * 38 * 768 + 10 * 50_304)
-    assert memory == pytest.approx(by_hand / 1e9, rel=0.01) and memory > 29
-    assert "does not fit; the largest micro-batch that does is 16" in said
-
-
-def test_what_a_dry_run_advises_fits_and_more_does_not(dry, tmp_path):
-    """It keeps the tokens per step. A model that no micro-batch makes fit is said to be too large.
-    """
-    said = dry("configs/kron.py", "--dry_run=RTX 3090", cwd=tmp_path)
-    batch, steps = map(int, re.search(r"--batch_size=(\d+) .*=(\d+)", said).groups())
-    assert batch * steps == 512
-    for micro, fits in ((batch, True), (2 * batch, False)):
-        again = dry("configs/kron.py", f"--batch_size={micro}",
-                    f"--gradient_accumulation_steps={512 // micro}", "--dry_run=3090", cwd=tmp_path)
-        assert ("GB: fits" in again) == fits
+    assert memory == pytest.approx(by_hand / 1e9, rel=0.01)
+    smaller = "--batch_size=16", "--gradient_accumulation_steps=64"
+    assert f"does not fit; the largest micro-batch that does is 16: {' '.join(smaller)}" in said
+    assert ": fits" in dry("configs/kron.py", *smaller, "--dry_run=1x4090", cwd=tmp_path)
     said = dry("configs/kron.py", "--n_layer=48", "--n_embd=1536", "--dry_run=1650", cwd=tmp_path)
-    assert "does not fit; nothing does with 48 layers of d 1536" in said
+    assert "does not fit; no micro-batch does" in said
 
 
 @pytest.mark.parametrize("gpus, peak, low, high, source", [
@@ -146,7 +135,7 @@ def test_hours_are_a_range_with_its_source(dry, tmp_path, gpus, peak, low, high,
 
 
 @pytest.mark.parametrize("options, says", [
-    *((f"--dry_run={text}", "known: 1650, 2080, t4") for text in (
+    *((f"--dry_run={text}", "known: GTX 1650, RTX 2080, T4") for text in (
         "x", "0x4090", "1x5000", "-1", "4090x2", "1.5")),
     ("--dry_run --device=cpu", "not of device='cpu'")])
 def test_a_dry_run_is_of_gpus(tmp_path, refuse, options, says):

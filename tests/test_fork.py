@@ -1,5 +1,6 @@
 """A fork: an arm that no file of the project knows is a class, its name and a config. (README's own
 example is run by test_readme.py.)"""
+import runpy
 import shutil
 
 import pytest
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 import compare
 import model
 import probe
+import rivals
 import sample
 import train
 from codes import TokenEmbedding
@@ -22,8 +24,7 @@ SHAPE = ["--dataset=small", "--n_layer=1", "--n_head=2", "--n_embd=36", "--block
 
 class LengthEmbedding(TokenEmbedding):
     """e(t) = W[how many bytes t has] + R[t], R random and never trained."""
-    arguments = ("token_bytes", "std")
-    options = {"pos_dim": 16}
+    arguments, options = ("token_bytes", "std"), {"pos_dim": 16}
 
     def __init__(self, num_embeddings, embedding_dim, token_bytes, std=None, pos_dim=16):
         super().__init__(num_embeddings, embedding_dim, std)
@@ -45,13 +46,6 @@ class BigramEmbedding(LengthEmbedding):
         return super().forward(ids) + super().forward(F.pad(ids, (1, 0))[..., :-1])
 
 
-class LooseEmbedding(LengthEmbedding):
-    """An arm that would drop --pos_dim=8 without a word."""
-
-    def __init__(self, num_embeddings, embedding_dim, token_bytes, **kw):
-        super().__init__(num_embeddings, embedding_dim, token_bytes)
-
-
 @pytest.fixture
 def fork(small_data, tmp_path, monkeypatch):
     """A folder with prepared text and the arm's config, while the arm's class is registered."""
@@ -62,8 +56,7 @@ def fork(small_data, tmp_path, monkeypatch):
 
 
 def test_an_arm_of_ones_own_trains_and_is_compared_probed_and_sampled(fork, call, capsys):
-    """Two steps on real text, then every command, as for an arm of the project. What is frozen is
-    not counted as trained."""
+    """Two steps on real text, then every command. What is frozen is not counted as trained."""
     for config in ("length.py", "config/bpe_untied.py"):
         assert call(train.main, "config/tiny.py", config, *SHAPE, cwd=fork) == 0
     runs = ["out/tiny-small-length-s1337", "out/tiny-small-bpe_untied-s1337"]
@@ -79,26 +72,40 @@ def test_an_arm_of_ones_own_trains_and_is_compared_probed_and_sampled(fork, call
     assert capsys.readouterr().out.startswith("Return the")
 
 
-def test_an_arm_that_reads_its_neighbours_is_not_sampled(fork, refuse, call, monkeypatch):
-    """It trains, but a token that is sampled alone has no neighbour: said in one line. In RIVALS it
-    would fail test_a_vector_depends_on_its_id_alone."""
+def test_an_arm_that_reads_its_neighbours_is_not_trained(fork, refuse, monkeypatch):
+    """It would train, but a token that is sampled alone has no neighbour: said in one line."""
     monkeypatch.setitem(model.CODES, "length", BigramEmbedding)
-    assert call(train.main, "config/tiny.py", "length.py", *SHAPE, cwd=fork) == 0
-    line = refuse(sample.main, "out/tiny-small-length-s1337", "--prompt=Return the", cwd=fork)
-    assert "reads more than each token's own id" in line
+    line = refuse(train.main, "config/tiny.py", "length.py", *SHAPE, cwd=fork)
+    assert "code 'length': its input reads more than each token's own id" in line
+    assert not (fork / "out" / "tiny-small-length-s1337").exists()
 
 
 def test_an_arm_that_loses_options_is_not_trained(fork, refuse, monkeypatch):
-    """A constructor with **kw takes whatever it is given: it has to name its arguments."""
-    monkeypatch.setitem(model.CODES, "length", LooseEmbedding)
+    """A constructor with **kw would drop --pos_dim=8 without a word."""
+    monkeypatch.setattr(LengthEmbedding, "__init__", lambda self, V, d, token_bytes, **kw: None)
     line = refuse(train.main, "config/tiny.py", "length.py", *SHAPE, cwd=fork)
     assert "code='length': its constructor takes **kwargs" in line
+    monkeypatch.setattr(LengthEmbedding, "__init__", lambda self, V, d, token_bytes, std: None)
+    line = refuse(train.main, "config/tiny.py", "length.py", *SHAPE, cwd=fork)
+    assert "code='length': its constructor has no pos_dim" in line
+
+
+@pytest.mark.parametrize("options", [{"pos_dim": 8}, {"n_head": 8}])
+def test_an_option_with_two_defaults_is_refused(monkeypatch, options):
+    """It would change the default of other arms."""
+    monkeypatch.setattr(LengthEmbedding, "options", options)
+    monkeypatch.setitem(rivals.RIVALS, "length", LengthEmbedding)
+    with pytest.raises(TypeError, match="has another default elsewhere"):
+        runpy.run_path(model.__file__)
+
+
+def test_a_module_that_is_no_arm_is_refused(monkeypatch):
+    monkeypatch.setitem(rivals.RIVALS, "mine", nn.Embedding)
+    with pytest.raises(TypeError, match="code 'mine': Embedding has to subclass TokenEmbedding"):
+        runpy.run_path(model.__file__)
 
 
 def test_an_arm_without_a_row_has_a_look_of_its_own():
-    """Not that of an arm of the project, nor that of another without a row."""
     mine = [f"{arm},embed_lr_mult={speed}" for arm in ARMS for speed in (0.25, 0.5, 2, 4)]
-    looks = [look(arm) for arm in [*ARMS, "length", *mine]]
-    assert len({str(style) for style in looks}) == len(looks)
-    markers = {look(arm)["marker"] for arm in ARMS}
-    assert not [arm for arm in mine if look(arm)["marker"] in markers]
+    looks = {str(look(arm)) for arm in [*ARMS, "length", *mine]}
+    assert len(looks) == len(ARMS) + 1 + len(mine)

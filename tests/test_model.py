@@ -18,8 +18,7 @@ def small(**options):
 
 
 def loud(model):
-    """A body and bias far from their start, so that an untrained model has opinions, and a tied one
-    does not only repeat what it reads."""
+    """Move body and bias from their start: a tied model would only repeat what it reads."""
     generator = torch.Generator().manual_seed(4)
     with torch.no_grad():
         for name, p in model.named_parameters():
@@ -45,7 +44,7 @@ TORCHS = ["norm1.", "self_attn.in_proj_", "self_attn.out_proj.", "norm2.", "line
 @pytest.mark.parametrize("head, bias", [("tied", True), ("table", True), ("table", False)])
 def test_a_nanogpt_state_dict_gives_the_logits_of_torchs_layers(ids, head, bias):
     """A state dict by nanoGPT's names loads with strict=True into bpe_tied and bpe_untied; a block
-    is torch.nn.TransformerEncoderLayer(norm_first=True, activation="gelu") under a causal mask."""
+    is torch.nn.TransformerEncoderLayer(norm_first=True, activation="gelu"), causal."""
     torch.manual_seed(0)
     shapes = {f"transformer.h.{i}.{name}": shape for i in (0, 1) for name, shape in BLOCK.items()}
     shapes["transformer.ln_f"] = (48,)
@@ -81,10 +80,9 @@ def test_a_nanogpt_state_dict_gives_the_logits_of_torchs_layers(ids, head, bias)
 @pytest.mark.parametrize("code", [dict(), KRON, KRON | dict(head="tied", head_bias="zero"),
                                   KRON | dict(head="code"),
                                   dict(code="affine", lift="tile", head="table")])
-@pytest.mark.parametrize("prompt", [1, 7, 12])
+@pytest.mark.parametrize("prompt", [1, 12])
 def test_cached_generation_equals_uncached(ids, positions, code, prompt):
-    """Greedy, token for token, from prompts of several lengths and far past block_size; every id
-    is of the vocabulary."""
+    """Greedy, token for token, far past block_size; every id is of the vocabulary."""
     spelled = [bytes([i]) for i in range(128)]
     model = loud(GPT(small(positions=positions, **code), spelled))
     cached, uncached = (
@@ -94,20 +92,9 @@ def test_cached_generation_equals_uncached(ids, positions, code, prompt):
     assert len(cached.unique()) > 4  # it says something
 
 
-@pytest.mark.parametrize("positions", ["learned", "rotary"])
-def test_the_future_is_not_seen(ids, positions):
-    """Changing a token changes no logits before it, and does change its own."""
-    model, changed = loud(GPT(small(positions=positions))), ids.clone()
-    changed[:, 6] += 1
-    before, after = model(ids), model(changed)
-    assert torch.equal(before[:, :6], after[:, :6])
-    assert not torch.allclose(before[:, 6], after[:, 6])
-
-
 def test_rotary_scores_depend_on_distance_only():
     """q at position i and k at position j score by i - j, and by nothing else."""
     model = GPT(small(positions="rotary", block_size=32))
-    assert not any("wpe" in name for name in model.state_dict())
     torch.manual_seed(0)
     q, k = torch.randn(2, 1, 1, 1, 16)
     q, k = (rotate(x.expand(1, 1, 32, 16), model.cos, model.sin)[0, 0] for x in (q, k))
@@ -118,8 +105,7 @@ def test_rotary_scores_depend_on_distance_only():
 
 
 def test_loss_is_the_cross_entropy_of_the_logits(bpe, docs):
-    """In nats per token, also where it is computed in pieces (2,048 x 2,048 logits on a CPU),
-    targets of -100 left out."""
+    """In nats per token, also in pieces (2,048 x 2,048 logits), targets of -100 left out."""
     model = loud(build("bpe_tied", bpe))
     ids = torch.tensor(bpe.encode(" ".join(docs))[:64 * 33]).view(64, 33)
     x, y = ids[:, :-1], ids[:, 1:].clone()
@@ -132,8 +118,7 @@ def test_loss_is_the_cross_entropy_of_the_logits(bpe, docs):
     ("bpe_tied", []), ("bpe_untied", []), ("kron", []), ("kron_code_head", ["--head_bias=zero"]),
     ("kron_tied", []), ("lowrank_tied", ["--head_bias=unigram"]), ("affine", [])])
 def test_a_model_compiles_whole(bpe, docs, arm, options):
-    """torch.compile(fullgraph=True) of each kind of head: the same loss and gradients.
-    test_rivals.py compiles every input."""
+    """Each kind of head: the same loss and gradients. test_rivals.py compiles every input."""
     torch._dynamo.reset()
     model = loud(build(arm, bpe, "--n_layer=1", *options))
     ids = torch.tensor(bpe.encode(" ".join(docs))[:66]).view(2, 33)
@@ -149,41 +134,30 @@ def test_a_model_compiles_whole(bpe, docs, arm, options):
 
 # ---- initial weights and counts ----------------------------------------------------------------
 
-def body_of(model):
-    """{name: tensor} of all weights but the input's and the head's."""
-    return {name: p for name, p in model.named_parameters()
-            if not name.startswith(("transformer.wte", "lm_head"))}
-
-
 @pytest.mark.parametrize("arm", ARMS)
 def test_equal_seeds_give_every_arm_the_same_body(bpe, arm):
-    """All weights but the input's start equal in all arms, a head of its own too; the same seed
-    repeats every value, another changes all that is drawn."""
-    plain, model, again, other = (
-        build("bpe_untied", bpe, "--seed=5"), build(arm, bpe, "--seed=5"),
-        build(arm, bpe, "--seed=5"), build(arm, bpe, "--seed=6"))
-    body, wanted = body_of(model), body_of(plain)
+    """All weights but the input's, a head's too; another seed changes all that is drawn."""
+    plain, model, other = (build(*which) for which in (
+        ("bpe_untied", bpe, "--seed=5"), (arm, bpe, "--seed=5"), (arm, bpe, "--seed=6")))
+    body, wanted = ({name: p for name, p in some.named_parameters()
+                     if not name.startswith(("transformer.wte", "lm_head"))}
+                    for some in (model, plain))
     assert len(body) > 10 and body.keys() == wanted.keys()
     assert all(torch.equal(body[name], wanted[name]) for name in wanted)
     if model.config.head == "table":
         assert torch.equal(model.lm_head.weight, plain.lm_head.weight)
-    others = dict(other.named_parameters())
     for name, p in model.named_parameters():
-        assert torch.equal(p, again.get_parameter(name)), name
         drawn = len(p.unique()) > 1  # the others start at 0, 1 or 1/sqrt(2)
-        assert not drawn or not torch.equal(p, others[name]), name
+        assert not drawn or not torch.equal(p, other.get_parameter(name)), name
 
 
 def test_parameters_of_the_124m_shape():
-    """Table 38,633,472 (50,304 x 768) against projection 3,145,728 (4,096 x 768), the binary arms
-    nothing, and one body."""
+    """Table 50,304 x 768 against projection 4,096 x 768, the binary arms nothing, and one body."""
     table, body = 38_633_472, 85_740_288
     with torch.device("meta"):
-        tied, untied = (GPT(GPTConfig(head=head)).num_params() for head in ("tied", "table"))
-    assert tied == {"input": table, "body": body, "head": 0, "total": table + body}
-    assert untied == {"input": table, "body": body, "head": table, "total": 2 * table + body}
-    padded = [GPTConfig(vocab_size=V).padded_size for V in (1, 64, 65, 4096, 50257)]
-    assert padded == [64, 64, 128, 4096, 50304]
+        for head, rows in (("tied", 0), ("table", table)):
+            assert GPT(GPTConfig(head=head)).num_params() == {
+                "input": table, "body": body, "head": rows, "total": table + body + rows}
     for code, inputs in (("kron", 3_145_728), ("random", 3_145_728), ("binary", 0), ("affine", 0)):
         config = GPTConfig(code=code, lift=CODES[code].lifts[0], head="table")
         module = make_embedding(config, [b"a"] * 50257)
@@ -191,8 +165,7 @@ def test_parameters_of_the_124m_shape():
 
 
 def test_input_norm(bpe):
-    """Mean norm of the table's rows, of the projection's as d x D, and none where nothing is
-    trained."""
+    """Mean norm of the table's rows, of the projection's as d x D, and none without weights."""
     table, projection = build("bpe_untied", bpe), build("kron", bpe)
     rows = table.transformer.wte.weight[:bpe.vocab_size]
     assert input_norm(table) == pytest.approx(rows.square().sum(1).sqrt().mean().item())
@@ -201,8 +174,7 @@ def test_input_norm(bpe):
 
 
 def test_sampling_keeps_what_it_should():
-    """top_k keeps the k likeliest, top_p the fewest that reach p, temperature 0 the likeliest; one
-    seed repeats."""
+    """top_k keeps the k likeliest, top_p the fewest that reach p, temperature 0 the likeliest."""
     logits = torch.tensor([[0.4, 0.3, 0.2, 0.1]]).log().expand(4000, 4)
 
     def frequencies(temperature=1.0, top_k=None, top_p=None):
@@ -211,7 +183,7 @@ def test_sampling_keeps_what_it_should():
     assert frequencies() == pytest.approx([0.4, 0.3, 0.2, 0.1], abs=0.03)
     assert frequencies(top_k=2) == pytest.approx([4 / 7, 3 / 7, 0, 0], abs=0.03)
     assert frequencies(top_p=0.75) == pytest.approx([4 / 9, 3 / 9, 2 / 9, 0], abs=0.03)
-    assert frequencies(temperature=0) == [1, 0, 0, 0] and frequencies() == frequencies()
+    assert frequencies(temperature=0) == [1, 0, 0, 0]
 
 
 @pytest.mark.parametrize("options, says", [
@@ -219,30 +191,26 @@ def test_sampling_keeps_what_it_should():
     (dict(code="binary", lift="tile"), "head='tied'"), (dict(head="untied"), "table, tied"),
     (KRON | dict(lift="tile"), "lift='tile': code 'kron' takes linear"),
     (dict(code="crown"), "code='crown': must be one of learned, binary, affine, kron"),
-    (dict(positions="alibi"), "learned, rotary"), (dict(head="code"), "is head='table'"),
+    (dict(positions="alibi"), "learned, rotary"),
     (KRON | dict(code_form="dense"), "on_the_fly or table"), (dict(n_layer=0), "at least 1"),
     (dict(code_form="table"), "code_form='table': code 'learned' takes on_the_fly"),
     (KRON | dict(pos_dim=300), "255"), (dict(dropout=1.0), "dropout"),
     (dict(positions="rotary", n_head=16), "even")])
 def test_impossible_models(options, says):
-    """One line that says what is known; an unknown code is never some other code."""
+    """One line that says what is known."""
     with pytest.raises(ValueError, match=says):
         GPT(small(**options))
 
 
 def test_what_lies_between_look_up_and_body(bpe, docs):
-    """input_multiplier: a table times 5 after look-up is a table 5 times as large; a tied head does
-    not see it. input_norm: RMSNorm of e, whatever its scale."""
+    """input_multiplier: a table times 5 after look-up; a tied head does not see it. input_norm:
+    RMSNorm of e, whatever its scale."""
     ids = torch.tensor(bpe.encode(" ".join(docs))[:32]).view(1, 32)
-    times5, plain = (build("bpe_untied", bpe, f"--input_multiplier={m}") for m in (5, 1))
-    assert torch.equal(plain.embed(ids), plain.transformer.wte(ids))
-    with torch.no_grad():
-        plain.transformer.wte.weight.mul_(5)
-    torch.testing.assert_close(times5(ids), plain(ids))
     tied = build("bpe_tied", bpe, "--input_multiplier=5")
-    assert torch.equal(tied.head_rows()[0], tied.transformer.wte.weight)
-    normed, louder = (build("kron", bpe, "--input_norm=True", f"--input_multiplier={m}")
-                      for m in (1, 7))
-    sizes = normed.embed(ids)[0].square().mean(-1).sqrt()
-    assert sizes.tolist() == pytest.approx([1] * 32, rel=1e-4)
-    torch.testing.assert_close(normed(ids), louder(ids))
+    wte = tied.transformer.wte
+    assert torch.equal(tied.embed(ids), 5 * wte(ids))
+    assert torch.equal(tied.head_rows()[0], wte.weight)
+    normed = build("kron", bpe, "--input_norm=True", "--input_multiplier=7")
+    e = normed.transformer.wte(ids)
+    expected = e / e.square().mean(-1, keepdim=True).sqrt()
+    torch.testing.assert_close(normed.embed(ids), expected, rtol=1e-4, atol=1e-4)

@@ -22,12 +22,10 @@ def rust(docs):
 
 
 def test_it_is_made_from_a_tokenizer(bpe, rust):
-    """Of each kind of tokenizer the true bytes; spare rows are zero; too few rows are refused."""
+    """Of each kind of tokenizer the true bytes; too few rows are refused."""
     module = KroneckerEmbedding.from_tokenizer(bpe, 24)
     assert (module.num_embeddings, module.embedding_dim) == (bpe.vocab_size, 24)
     assert torch.equal(module(IDS), KroneckerEmbedding(bpe.vocab_size, 24, token_bytes(bpe))(IDS))
-    padded = KroneckerEmbedding.from_tokenizer(bpe, 24, bpe.vocab_size + 8)
-    assert not padded(torch.tensor([bpe.vocab_size + 7])).any()
     with pytest.raises(ValueError, match=f"600 embeddings for a tokenizer of {bpe.vocab_size} ids"):
         KroneckerEmbedding.from_tokenizer(bpe, 24, 600)
     of_rust = token_bytes(rust)
@@ -39,8 +37,8 @@ def test_it_is_made_from_a_tokenizer(bpe, rust):
 
 
 def test_a_tokenizer_that_grows_is_read_again(rust):
-    """An added token is zero until then; afterwards it has its own bytes, the others keep their
-    vectors, and W learns from it. Past the spare rows it is said how many there have to be."""
+    """An added token is zero until then; afterwards it has its own bytes and the others keep their
+    vectors. Past the spare rows it is said how many there have to be."""
     module = KroneckerEmbedding.from_tokenizer(rust, 24, 604)
     before = module(torch.arange(600)).detach()
     rust.add_tokens([" zyzzyva", " qat"])
@@ -50,8 +48,6 @@ def test_a_tokenizer_that_grows_is_read_again(rust):
     expected = KroneckerEmbedding(1, 24, [b" zyzzyva"])(torch.tensor([0]))
     assert torch.equal(module(added), expected)
     assert torch.equal(module(torch.arange(600)), before)
-    module(added).sum().backward()
-    assert module.W.grad.any()
     rust.add_tokens([f" word{i}" for i in range(8)])
     with pytest.raises(ValueError, match="604 embeddings for a tokenizer of 610 ids"):
         module.set_tokenizer(rust)
@@ -61,30 +57,23 @@ def test_a_tokenizer_that_grows_is_read_again(rust):
 
 def test_it_has_no_row_per_token(bpe):
     """Tying a head to it or resizing it asks for .weight, which names the method instead."""
-    module = KroneckerEmbedding.from_tokenizer(bpe, 24)
-    assert not hasattr(module, "weight")
     with pytest.raises(AttributeError, match="no wte.weight .* call its set_tokenizer"):
-        module.weight.size()
+        KroneckerEmbedding.from_tokenizer(bpe, 24).weight.size()
 
 
 def test_ids_are_taken_as_by_an_embedding(bpe):
-    """None give no vectors and a gradient of zero; those outside the vocabulary are refused: -100
-    marks what a loss leaves out, as an index it would be some other token."""
-    module = KroneckerEmbedding.from_tokenizer(bpe, 24)
-    for shape in ((0,), (2, 0)):
-        nothing = module(torch.zeros(shape, dtype=torch.long))
-        assert nothing.shape == (*shape, 24)
-    nothing.sum().backward()
-    assert not module.W.grad.any()
-    for embedding in (nn.Embedding(bpe.vocab_size, 24), module):
+    """None give no vectors; those outside the vocabulary are refused, as -100, which marks what a
+    loss leaves out."""
+    for embedding in (nn.Embedding(bpe.vocab_size, 24), KroneckerEmbedding.from_tokenizer(bpe, 24)):
+        assert embedding(torch.zeros(2, 0, dtype=torch.long)).shape == (2, 0, 24)
         for id in (-1, -100, 1 << 20):
             with pytest.raises(IndexError):
                 embedding(torch.tensor([3, id]))
 
 
 def test_it_survives_construction_without_memory(bpe):
-    """Built on the meta device and filled from a checkpoint alone, it gives the same vectors: the
-    codes are in the checkpoint. reset_parameters gives what the constructor gave."""
+    """Built on the meta device and filled from a checkpoint alone, it gives the same vectors;
+    reset_parameters gives what the constructor gave."""
     module = KroneckerEmbedding.from_tokenizer(bpe, 24)
     with torch.device("meta"):
         other = KroneckerEmbedding.from_tokenizer(bpe, 24)
@@ -94,24 +83,6 @@ def test_it_survives_construction_without_memory(bpe):
     nn.init.zeros_(other.W)
     other.reset_parameters()
     assert torch.equal(other(IDS), module(IDS))
-
-
-@pytest.mark.parametrize("strict", [True, False])
-def test_a_table_is_not_taken_for_a_projection(strict):
-    """A vocabulary of 256 P tokens has a table of W's very shape; neither loads as the other."""
-    spelled = [bytes([i % 256, i // 256]) for i in range(4096)]
-    module = KroneckerEmbedding(4096, 24, spelled, persistent=True)
-    table = nn.Embedding(4096, 24)
-    assert table.weight.shape == module.W.shape
-    for into, source in ((module, table), (table, module)):
-        before = into(IDS).detach()
-        if strict:
-            with pytest.raises(RuntimeError, match="(?s)Missing key.*Unexpected key"):
-                into.load_state_dict(source.state_dict())
-        else:
-            lost = into.load_state_dict(source.state_dict(), strict=False)
-            assert lost.missing_keys and lost.unexpected_keys
-        assert torch.equal(into(IDS), before)
 
 
 # ---- transformers, where it is installed -------------------------------------------------------
@@ -159,7 +130,7 @@ def test_the_lines_of_the_readme_train_save_and_load_a_gpt2(example, tmp_path):
 
 
 def test_what_needs_a_row_per_token_is_refused(example):
-    """A head tied to W would score 4,096 rows that are no tokens; resizing says what to call."""
+    """A head tied to W would score rows that are no tokens; resizing says what to call."""
     names, _ = example
     with pytest.raises(AttributeError, match="set_tokenizer"):
         names["model"].resize_token_embeddings(600)

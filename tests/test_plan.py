@@ -23,12 +23,12 @@ def write_plan(folder, *rows):
     folder.mkdir(parents=True, exist_ok=True)
     lines = ["item\tname\targuments", *("\t".join(row) for row in rows)]
     (folder / "plan.tsv").write_text("\n".join(lines) + "\n")
-    return plans.Plan(folder)
 
 
 def finish(folder, name, loss, **config):
     """A made-up run that ended with this loss; None: it diverged."""
-    config = {"max_steps": 600, "seed": 100, "learning_rate": 4e-3, "min_lr": 4e-4} | config
+    config = {"max_steps": 600, "seed": 100, "learning_rate": 4e-3, "min_lr": 4e-4,
+              "log_interval": 999, "eval_interval": 999} | config
     header = {"arm": "kron", "config": config, "params": {"input": 9, "total": 9}, "data": {}}
     records = [header, {"step": 0, "val_loss": 8.0, "input_rms": 1.0},
                {"step": 600, "val_loss": loss, "input_rms": 1.0}]
@@ -41,7 +41,7 @@ def test_what_a_line_stands_for_once_the_lines_that_it_needs_are_done(tmp_path):
     the second best; the choice of the whole grid, by the mean of two seeds. Until then it waits."""
     grid = [("1", f"tuning/x{i}", f"configs/kron.py --embed_std={s} --embed_lr_mult={m}")
             for i, (s, m) in enumerate([(1, 0.25), (1, 1), (0.3, 0.3)])]
-    plan = write_plan(tmp_path, *grid, *[
+    write_plan(tmp_path, *grid, *[
         ("1", "tuning/lr8", "configs/kron.py {best} --learning_rate=8e-3"),
         ("1", "tuning/scale", "configs/kron.py {beyond scale}"),
         ("1", "tuning/r", "configs/kron.py {beyond speed r}"),
@@ -49,6 +49,7 @@ def test_what_a_line_stands_for_once_the_lines_that_it_needs_are_done(tmp_path):
         ("1", "tuning/second", "configs/kron.py {second} --seed=101"),
         ("1", "kron-s1", "configs/kron.py {tuned} --seed=1"),
         ("2", "sub/kron-s1", "configs/kron.py {tuned} --seed=1")])
+    plan = plans.Plan(tmp_path)
     row = {row["name"]: row for row in plan.rows}
     assert plan.arguments(row["tuning/lr8"]) is plans.WAITS
     for i, (s, m, loss) in enumerate([(1.0, 0.25, 4.4), (1.0, 1.0, 4.5), (0.3, 0.3, 4.3)]):
@@ -70,23 +71,21 @@ def test_what_a_line_stands_for_once_the_lines_that_it_needs_are_done(tmp_path):
 
 
 def test_a_step_beyond_is_not_run_where_the_best_lies_inside(tmp_path):
-    plan = write_plan(tmp_path, *[("1", f"tuning/x{s}", "configs/wide.py") for s in (1, 2, 3)],
-                      ("1", "tuning/y", "configs/wide.py {beyond scale}"))
+    write_plan(tmp_path, *[("1", f"tuning/x{s}", "configs/wide.py") for s in (1, 2, 3)],
+               ("1", "tuning/y", "configs/wide.py {beyond scale}"))
     for s, loss in ((1, 4.2), (2, 4.1), (3, 4.3)):
         finish(tmp_path, f"tuning/x{s}", loss, embed_std=float(s))
+    plan = plans.Plan(tmp_path)
     assert plan.arguments(plan.rows[-1]) is plans.NOT_NEEDED and plan.settled(plan.rows[-1])
 
 
 @pytest.mark.parametrize("rows, named", [
     ([("1", "a")], "a line is item, name, arguments"),
     ([("1", "a", "--seed=1")], "do not begin with a config"),
-    ([("1", "a", "configs/kron.py")] * 2, "two of one name"),
+    ([("1", "a", "configs/kron.py")] * 2, "two runs of one name"),
     ([("1", "a", "configs/kron.py {tuned}")], "no tuning/ runs of its config")])
 def test_a_plan_that_is_none_is_one_line(tmp_path, refuse, rows, named):
-    folder = tmp_path / "results" / "p"
-    folder.mkdir(parents=True)
-    lines = ["item\tname\targuments", *("\t".join(row) for row in rows)]
-    (folder / "plan.tsv").write_text("\n".join(lines) + "\n")
+    write_plan(tmp_path / "results" / "p", *rows)
     assert named in refuse(plans.main, "results/p", "--list", cwd=tmp_path)
 
 

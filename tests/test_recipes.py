@@ -1,6 +1,5 @@
 """The recipes of runs/: their arithmetic, and whole, from the prepared text to results/*.md, with
 the same commands at toy size."""
-import json
 import os
 import re
 import shutil
@@ -130,7 +129,7 @@ def test_the_demo(clone):
     has the same answers."""
     _, said = bash(clone, "runs/demo.sh", *SHORT[:5], "--eval_tokens=1024", MINUTES="0")
     assert re.search(r"^\d+ ms a step here: 20 steps an arm", said, re.M)
-    answers = re.findall(r"^- .*\? (\w+ - \w+) (?:is )?([+-]\S+) \[", said, re.M)
+    answers = re.findall(r"^\| .*\? +\| (\w+ - \w+): [\w ]+, (\S+) \[", said, re.M)
     assert len(answers) == 3 and "That is at 20 steps" in said
     assert "(the clean word)" in said and "next:" in said
     assert (clone / "out" / "demo20.png").stat().st_size > 10_000

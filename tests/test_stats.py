@@ -58,9 +58,8 @@ def test_intervals_with_two_variances_cover_the_truth(kinds, sd, pair):
 
 def test_holm_by_hand():
     """0.01, 0.03, 0.04 of three: 3 * 0.01, 2 * 0.03, and no less than that before it."""
-    corrected = stats.holm({"x": 0.04, "y": 0.01, "z": 0.03})
-    assert corrected == pytest.approx({"y": 0.03, "z": 0.06, "x": 0.06})
-    assert stats.holm({"y": 0.01, "x": 0.9}, count=5) == pytest.approx({"y": 0.05, "x": 1.0})
+    assert stats.holm([0.04, 0.01, 0.03], count=3) == pytest.approx([0.06, 0.03, 0.06])
+    assert stats.holm([0.01, 0.9], count=5) == pytest.approx([0.05, 1.0]) and not stats.holm([], 2)
 
 
 def test_a_resampled_loss_is_a_ratio_of_sums():

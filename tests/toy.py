@@ -12,6 +12,7 @@ import torch
 import torch._dynamo  # noqa: F401 - the first optimizer would import it, in every fork anew
 
 import train
+from lib.distributed import stop_signals
 from lib.errors import run
 
 TOY = ["configs/tiny.py", "configs/kron.py", "--dataset=small", "--name=x", "--n_layer=1",
@@ -20,14 +21,11 @@ TOY = ["configs/tiny.py", "configs/kron.py", "--dataset=small", "--name=x", "--n
        "--device=cpu", "--dtype=float32"]
 
 
-SIGNAL = signal.signal
-
-
 @pytest.fixture
 def folder(small_data, tmp_path, monkeypatch):
     """A folder with prepared text; training there draws no pictures and leaves Ctrl-C alone."""
     shutil.copytree(small_data / "data", tmp_path / "data")
-    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    monkeypatch.setattr(train, "stop_signals", list)
     monkeypatch.setattr(train, "loss_picture", lambda *_: None)
     return tmp_path
 
@@ -41,19 +39,16 @@ def same_state(a, b):
     return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
 
 
-def interruption(step):
-    """A StopRequest that hears SIGTERM while that step runs."""
-    class Interruption:
+def signal_in(step):
+    """In the place of `stop_signals`: SIGTERM is received in that step."""
+    class Received(list):
         steps = 0
 
-        @property
-        def received(self):
+        def __bool__(self):
             self.steps += 1
-            return [signal.SIGTERM] if self.steps >= step else []
-
-        def exit_status(self):
-            return 128 + signal.SIGTERM
-    return Interruption
+            self[:] = [signal.SIGTERM] * (self.steps >= step)
+            return len(self) > 0
+    return Received
 
 
 @pytest.fixture
@@ -63,7 +58,7 @@ def train_in(folder, call, monkeypatch):
     def train_in(*options, after=None):
         with monkeypatch.context() as patch:
             if after:
-                patch.setattr(train, "StopRequest", interruption(after))
+                patch.setattr(train, "stop_signals", signal_in(after))
             status = call(train.main, *TOY, *options, cwd=folder)
         assert status == (143 if after else 0)
         return folder / "out" / "x"
@@ -83,7 +78,7 @@ class Fork:
                 sys.stdout, sys.stderr = (open(path, "w", 1, encoding) for path in self.files)
                 os.chdir(cwd)
                 os.environ.update(env)
-                signal.signal, train.loss_picture = SIGNAL, lambda *_: None
+                train.stop_signals, train.loss_picture = stop_signals, lambda *_: None
                 sys.argv = ["train.py", *TOY, *options]
                 if prepare:
                     prepare()
@@ -97,14 +92,11 @@ class Fork:
 
     def wait(self):
         """Its exit status, negative if a signal ended it; its files are read and deleted."""
-        if self.pid:
-            _, status = os.waitpid(self.pid, 0)
-            self.pid, self.status = None, os.waitstatus_to_exitcode(status)
-            self.out, self.err = (path.read_bytes().decode(errors="replace")
-                                  for path in self.files)
-            for path in self.files:
-                path.unlink()
-        return self.status
+        _, status = os.waitpid(self.pid, 0)
+        self.out, self.err = (path.read_bytes().decode(errors="replace") for path in self.files)
+        for path in self.files:
+            path.unlink()
+        return os.waitstatus_to_exitcode(status)
 
     def wait_for(self, text, seconds=60):
         """Wait until it has printed `text`."""
@@ -114,21 +106,14 @@ class Fork:
             time.sleep(0.01)
 
 
-def stopping_after(step):
-    """For a Fork's `prepare`: a signal is heard in step number `step`."""
-    def prepare():
-        train.StopRequest = interruption(step)
-    return prepare
-
-
-def with_steps_of(seconds):
-    """For a Fork's `prepare`: each step takes so long."""
+def before_steps(action):
+    """For a Fork's `prepare`: action(step) is called before each step."""
     real = train.train_step
 
     def prepare():
-        def train_step(*args):
-            time.sleep(seconds)
-            return real(*args)
+        def train_step(step, *rest):
+            action(step)
+            return real(step, *rest)
         train.train_step = train_step
     return prepare
 
