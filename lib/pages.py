@@ -234,6 +234,9 @@ def answers(result, runs):
     first = asked[0]
     ends = [SAYS[c["verdict"][0]].format(abs(c["gap"]["mean"]) if c["gap"] else 0) + f" {c['base']}"
             for c in asked]
+    for c in result["planned"]:
+        if "level" in c["verdict"] and c not in asked and first["arm"] in (c["arm"], c["base"]):
+            ends.append(f"is level with {c['base'] if c['arm'] == first['arm'] else c['arm']}")
     decided = all(c["gap"] and not so_far(c) for c in asked)
     total = max(run["header"]["params"]["total"] for run in runs) / 1e6
     trained = result["arms"].get(first["arm"], {"params": {}})["params"].get("in_use", "unknown")
