@@ -27,7 +27,9 @@ printf '\n== the comparison, against %s\n\n' "$baseline"
 python compare.py --baseline="$baseline" --out="out/$name" --answers="out/$name-answers.md"
 printf '\n== what came out\n\n'
 cat "out/$name-answers.md"
-echo; echo "That is at $STEPS steps. The order of the arms changes with the steps; README has it at 1,200."
+echo
+echo "That is at $STEPS steps. The order of the arms changes with the steps; README has it at 1,200."
+echo "With one seed the intervals cover the validation text alone, not another training run."
 printf '\n== what two of the models noticed of a word that they have never seen\n\n'
 python sample.py
 cat << EOF
