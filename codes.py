@@ -193,7 +193,7 @@ class BinaryEmbedding(FixedCode):
 
     def lift(self, code):
         code = code.to(self.scale.dtype)
-        return self.scale * tile(code, self.embedding_dim) if self.W is None else code @ self.W
+        return tile(self.scale * code, self.embedding_dim) if self.W is None else code @ self.W
 
 
 class AffineEmbedding(BinaryEmbedding):
