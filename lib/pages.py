@@ -41,6 +41,7 @@ PUBLISHED = markdown_table(["what", "figure", "value"], [
 
 
 def contrast_name(c):
+    """A contrast in tables: "arm - base"."""
     return f"{c['arm']} - {c['base']}"
 
 

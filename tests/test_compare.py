@@ -570,7 +570,8 @@ def test_answers_and_records(planned_runs, call, refuse):
     title, _, _, _, *questions = (planned_runs / "a.md").read_text().splitlines()
     assert title.startswith("**Not decided: wide (trained input parameters: 0) ends 0.")
     assert "has not been set beside qr** (0M parameters, d, 100 steps, seeds 21, 22; so" in title
-    assert re.search(r"higher, \S+ \[.*\]; so far, 2 seeds of 3<br>wide - qr: not run", questions[0])
+    assert re.search(r"higher, \S+ \[.*\]; so far, 2 seeds of 3<br>wide - qr: not run",
+                     questions[0])
     assert len(questions) == 2
     rows = [[cell.strip() for cell in line.split("|")[1:-1]]
             for line in (planned_runs / "r.md").read_text().splitlines() if line.startswith("| ")]
