@@ -1,4 +1,5 @@
 """KroneckerEmbedding in somebody else's model, in the place of an nn.Embedding."""
+import copy
 import re
 
 import pytest
@@ -138,3 +139,51 @@ def test_what_needs_a_row_per_token_is_refused(example):
     config.tie_word_embeddings = True
     with pytest.raises(AttributeError, match="wte.weight"):
         names["KronGPT2"](config)
+
+
+def test_trainer_saves_and_resumes(example, tmp_path):
+    """Six steps of transformers' Trainer are the same whole and broken off after three."""
+    names, fast = example
+    pytest.importorskip("accelerate")
+    from transformers import Trainer, TrainingArguments
+    ids = fast("Return the length of the sequence.")["input_ids"]
+    rows = [{"input_ids": ids[i:i + 4], "labels": ids[i:i + 4]} for i in range(4)]
+    start = names["model"].state_dict()
+
+    def train(folder, steps, **more):
+        model = names["KronGPT2"](names["model"].config)
+        if not more:  # what is resumed has its weights from the checkpoint alone
+            model.load_state_dict(start)
+        trainer = Trainer(model, TrainingArguments(
+            str(tmp_path / folder), max_steps=steps, save_steps=3, report_to=[], use_cpu=True,
+            lr_scheduler_type="constant", learning_rate=1e-2, disable_tqdm=True), train_dataset=rows)
+        trainer.train(**more)
+        return model.state_dict()
+
+    whole = train("whole", 6)
+    train("broken", 3)
+    resumed = train("broken", 6, resume_from_checkpoint=str(tmp_path / "broken" / "checkpoint-3"))
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    assert not torch.equal(whole["transformer.wte.W"], start["transformer.wte.W"])
+
+
+def test_peft_keeps_the_input_as_it_is(example, tmp_path):
+    """LoRA on the attention trains and loads again; modules_to_save trains the lift W as well."""
+    names, fast = example
+    peft = pytest.importorskip("peft")
+    ids = fast("Return the length of the sequence.", return_tensors="pt")["input_ids"]
+    for more in ({}, {"modules_to_save": ["wte"]}):
+        base = copy.deepcopy(names["model"])
+        before = base.transformer.wte.W.detach().clone()
+        lora = peft.LoraConfig(target_modules=["c_attn"], task_type="CAUSAL_LM", **more)
+        model = peft.get_peft_model(copy.deepcopy(base), lora)
+        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+        for _ in range(2):
+            model(ids, labels=ids).loss.backward()
+            optimizer.step()
+        wte = model.get_input_embeddings()
+        wte = wte.modules_to_save["default"] if more else wte
+        assert torch.equal(wte.W, before) == (not more)
+        model.save_pretrained(tmp_path / f"lora{len(more)}")
+        again = peft.PeftModel.from_pretrained(base, tmp_path / f"lora{len(more)}")
+        assert torch.equal(again.eval()(ids).logits, model.eval()(ids).logits)
