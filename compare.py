@@ -9,10 +9,9 @@
 
 The largest set of finished runs that differ in arm and seed alone is compared, beside its other
 horizons (max_steps); the rest is named. Rates may differ where a grid chose them (tuning.json).
-FOLDER may have contrasts.tsv (question, arm, base, confirmatory or exploratory), plan.tsv (the
-planned runs), and folders of runs of another text or dtype, which become sections of the page.
+A folder may have contrasts.tsv (the questions), plan.tsv (the planned runs), and folders of runs of
+another text or dtype, which become sections of the page.
 """
-import contextlib
 import json
 import shlex
 import statistics
@@ -26,7 +25,7 @@ from lib.config import compose, parse_value
 from lib.errors import InputError, Parser, run, write_atomic
 from lib.pages import answers, grid_table, not_reached, page, records, sections, whole_page
 from lib.results import (NO_ARM, SILENT, difference, find_runs, finished_runs, order, provenance,
-                         read_plan, read_tsv, select, settings)
+                         read_tsv, select, settings)
 from lib.stats import holm, paired, residual_deviations, summary, verdict
 from lib.tables import refuse_folder, save_results
 from lib.tuning import KEYS, choose, describe_setting, find_tuning, name_runs, setting
@@ -34,7 +33,7 @@ from lib.tuning import KEYS, choose, describe_setting, find_tuning, name_runs, s
 
 def describe(group):
     """What an arm's runs, rows of a table, show on their own; None for what a run did not log."""
-    runs, losses = list(group["run"]), list(group["loss"])
+    runs, config = list(group["run"]), group["run"].iloc[0]["header"]["config"]
     later = [v for r in runs for v in r["vals"] if v["step"]]
     rates = [s["tokens_per_s"] for r in runs for s in r["steps"] if s.get("tokens_per_s")]
     updates = [v["input_speed"] for v in later if v.get("input_speed") is not None]
@@ -43,10 +42,10 @@ def describe(group):
         return summary(found) if found and None not in found else None
 
     return {
-        "seeds": sorted(map(int, group["seed"])), "params": runs[0]["header"]["params"],
+        "seeds": group["seed"].tolist(), "params": runs[0]["header"]["params"],
         "kind": group["kind"].iloc[0], "tuned": runs[0].get("how"), "tried": runs[0].get("tried"),
-        "setting": describe_setting(setting(runs[0]["header"]["config"])),
-        "loss": summary(losses), "bpb": all_of(list(group["bpb"])), "ppl": summary(np.exp(losses)),
+        "setting": describe_setting(setting(config)), "loss": summary(group["loss"]),
+        "bpb": all_of(list(group["bpb"])), "ppl": summary(np.exp(group["loss"])),
         "rms": [all_of([r["vals"][i].get("input_rms") for r in runs]) for i in (0, -1)],
         "update_ratio": statistics.median(updates) if updates else None,
         "clipped": all_of([v.get("clipped") for v in later]),
@@ -57,28 +56,27 @@ def compare(table, baseline, contrasts=(), deviations=None):
     """A table of runs -> all that the page and the json show. Holm's correction is over the
     confirmatory contrasts, run or not. `deviations`: for kinds of arms that have none here."""
     deviations = (deviations or {}) | residual_deviations(table)
-    there = {frozenset((c["arm"], c["base"])) for c in contrasts}
+    there = [{c["arm"], c["base"]} for c in contrasts] + [{baseline}]
     contrasts = [*contrasts, *({"question": "", "arm": arm, "base": baseline, "kind": "exploratory"}
-                               for arm in table["arm"].unique()
-                               if arm != baseline and frozenset((arm, baseline)) not in there)]
+                               for arm in table["arm"].unique() if {arm, baseline} not in there)]
     found = [c | (paired(table, c["arm"], c["base"], deviations)
                   or {"gap": None, "verdict": ["not run"]}) for c in contrasts]
     planned = [c for c in found if c["kind"] == "confirmatory"]
-    exploratory = [c for c in found if c["kind"] == "exploratory" and c["gap"]]
     tested = [c for c in planned if c.get("p") is not None]
     for c, p in zip(tested, holm([c["p"] for c in tested], len(planned))):
         c |= {"p_holm": p, "verdict": verdict(c, p)}
     return {"baseline": baseline, "steps": max(r["vals"][-1]["step"] for r in table["run"]),
-            "variances": deviations, "planned": planned, "exploratory": exploratory,
+            "variances": deviations, "planned": planned,
+            "exploratory": [c for c in found if c["kind"] != "confirmatory" and c["gap"]],
             "arms": {arm: describe(group) for arm, group in table.groupby("arm", sort=False)}}
 
 
-def compare_horizons(tables, baseline, contrasts):
-    """Tables of several horizons -> {"tables", "results": the comparison of each, "equal": the
-    contrasts that several of them have, over the seeds that all those have}."""
+def compare_horizons(found):
+    """`found` (see `read_comparison`) with "results", the comparison of each of its tables, and
+    "equal", the contrasts that several of them have, over the seeds that all those have."""
+    tables, by_pair, equal = found["tables"], {}, []
     main = residual_deviations(tables[0])  # also those of a horizon with too few seeds
-    results = [compare(table, baseline, contrasts, main) for table in tables]
-    by_pair, equal = {}, []
+    results = [compare(table, found["baseline"], found["contrasts"], main) for table in tables]
     for table, result in sorted(zip(tables, results), key=lambda both: both[1]["steps"]):
         for c in [*result["planned"], *result["exploratory"]]:
             if c["gap"]:
@@ -89,20 +87,7 @@ def compare_horizons(tables, baseline, contrasts):
             c = paired(table[table["seed"].isin(seeds)], *pair, result["variances"])
             equal.append({"steps": result["steps"]} | {
                 key: c[key] for key in ("arm", "base", "seeds", "gap", "interval")})
-    return {"tables": tables, "results": results, "equal": equal}
-
-
-def read_contrasts(folders, tuning):
-    """The first contrasts.tsv of some folders, with arms as the tuning table calls them."""
-    found = [read_tsv(Path(folder) / "contrasts.tsv", ("question", "arm", "base", "kind"))
-             for folder in folders]
-    contrasts = next(filter(None, found), [])
-    short = {row["arm"]: name for name, row in tuning["arms"].items()} if tuning else {}
-    for c in contrasts:
-        if c["kind"] not in ("confirmatory", "exploratory"):
-            raise InputError(f"contrasts.tsv: a kind is confirmatory or exploratory: {c['kind']}")
-        c |= {key: short.get(c[key], c[key]) for key in ("arm", "base")}
-    return contrasts
+    return found | {"results": results, "equal": equal}
 
 
 def read_values(paths, key, base, notes):
@@ -122,17 +107,15 @@ def read_values(paths, key, base, notes):
         raise InputError(f"--by={key}: no two runs differ in {key} alone")
     notes += [f"left out: {r['name']}: differs from {group[0]['name']} in more than {key}"
               for others in groups.values() if others is not group for r in others]
-    value = parse_value(key, base) if base else None
-    if base is None:
-        words = shlex.split(group[0]["header"].get("command", ""))[2:]  # after python train.py
-        with contextlib.suppress(InputError):  # other config files than those of the run
-            value = getattr(compose([word for word in words if word[0] != "-"])[0], key)
+    words = shlex.split(group[0]["header"].get("command", ""))[2:]  # after python train.py
+    value = parse_value(key, base) if base else getattr(
+        compose([word for word in words if word[0] != "-"])[0], key)
     if value not in arms:
         raise InputError(f"no run has the base {key}={value}; --base=VALUE chooses another of "
                          f"{', '.join(map(str, arms))}")
-    contrasts = [{"question": "", "arm": arm, "base": arms[value], "kind": "confirmatory"}
-                 for arm in arms.values() if arm != arms[value]]
     tables, baseline = select(group, arms[value], moved, notes)
+    contrasts = [{"question": "", "arm": arm, "base": baseline, "kind": "confirmatory"}
+                 for arm in arms.values() if arm != baseline]
     return {"tables": tables, "baseline": baseline, "contrasts": contrasts, "tuned": None,
             "tuning": None}
 
@@ -141,13 +124,17 @@ def read_comparison(paths, folders, baseline, notes):
     """Folders of runs -> {"tables", "baseline", "contrasts", "tuned": the path of the tuning table,
     "tuning": that table}. Plan, contrasts and tuning table are those of the `folders`."""
     planned = Counter(str(Path(folder) / row["name"]).rpartition("-s")[0]
-                      for folder in folders for row in read_plan(folder))
+                      for folder in folders for row in read_tsv(folder, "plan.tsv"))
     runs = [r | {"asked": planned[r["name"].rpartition("-s")[0]]}
             for r in finished_runs(paths, notes)]
     path, tuning = find_tuning(runs, folders)
-    runs, free = (name_runs(runs, tuning, notes), KEYS) if tuning else (runs, ())
-    contrasts = read_contrasts([*folders, *([Path(path).parent] if path else [])], tuning)
-    tables, baseline = select(runs, baseline, free, notes)
+    if tuning:
+        runs, folders = name_runs(runs, tuning, notes), [*folders, Path(path).parent]
+    contrasts = next(filter(None, (read_tsv(folder, "contrasts.tsv") for folder in folders)), [])
+    short = {row["arm"]: name for name, row in tuning["arms"].items()} if tuning else {}
+    for c in contrasts:
+        c |= {key: short.get(c[key], c[key]) for key in ("arm", "base")}
+    tables, baseline = select(runs, baseline, KEYS if tuning else (), notes)
     return {"tables": tables, "baseline": baseline, "contrasts": contrasts, "tuned": path,
             "tuning": tuning}
 
@@ -155,25 +142,27 @@ def read_comparison(paths, folders, baseline, notes):
 def compare_folders(folder, baseline, main, notes):
     """The comparisons of the folders within a folder, with their "name"; all exploratory. Runs that
     differ from those of the `main` table in dtype alone are set beside them."""
-    found = []
+    import pandas as pd  # takes half a second, which --help need not wait for
+    others = []
     for path in sorted({log.parent.parent for log in Path(folder).glob("*/*/log.jsonl")}):
         if path.name == "tuning":
             continue
         try:
-            read = read_comparison([path], [path, folder], baseline, notes)
+            found = read_comparison([path], [path, folder], baseline, notes)
         except InputError as error:
             notes.append(f"left out: {path}: {error}")
             continue
-        tables, contrasts = read["tables"], read["contrasts"]
-        if not difference(main["run"].iloc[0], tables[0]["run"].iloc[0], KEYS):
-            import pandas as pd  # takes half a second, which --help need not wait for
-            again = tables[0].assign(arm=tables[0]["arm"] + f" in {path.name}")
-            contrasts = [{"question": f"What does {path.name} change?", "arm": arm,
-                          "base": f"{arm} in {path.name}"} for arm in tables[0]["arm"].unique()]
-            tables = [pd.concat([main[main["arm"].isin(tables[0]["arm"])], again])]
-        contrasts = [c | {"kind": "exploratory"} for c in contrasts]
-        found.append({"name": path.name} | compare_horizons(tables, read["baseline"], contrasts))
-    return found
+        table = found["tables"][0]
+        if not difference(main["run"].iloc[0], table["run"].iloc[0], KEYS):
+            again = table.assign(arm=table["arm"] + f" in {path.name}")
+            found["tables"] = [pd.concat([main[main["arm"].isin(table["arm"])], again])]
+            found["contrasts"] = [
+                {"question": f"What does {path.name} change?", "arm": arm,
+                 "base": f"{arm} in {path.name}"} for arm in table["arm"].unique()]
+        for c in found["contrasts"]:
+            c["kind"] = "exploratory"
+        others.append(compare_horizons(found) | {"name": path.name})
+    return others
 
 
 def tune(paths, default, out):
@@ -212,39 +201,38 @@ def main():
     if args.tune:
         return tune(args.runs, args.default, args.out)
 
-    notes, others = [], []
+    notes, folder = [], args.runs[0] if len(args.runs) == 1 and not args.by else None
     if args.by:
         found = read_values(args.runs, args.by, args.base, notes)
     else:
-        folders = args.runs if len(args.runs) == 1 else []
-        found = read_comparison(args.runs, folders, args.baseline, notes)
-        for folder in folders:
-            others = compare_folders(folder, found["baseline"], found["tables"][0], notes)
-    tables, baseline, contrasts = found["tables"], found["baseline"], found["contrasts"]
-    found |= compare_horizons(tables, baseline, contrasts) | {"others": others}
-    result, equal = found["results"][0], found["equal"]
-    there = {name for one in (found, *others) for table in one["tables"] for name in table["name"]}
-    found["lacking"] = None if args.by else not_reached(args.runs[0], there)
-    if found["lacking"]:
-        notes.insert(0, "planned and not compared: {} of {} runs".format(*found["lacking"]))
+        found = read_comparison(args.runs, [folder] if folder else [], args.baseline, notes)
+    found = compare_horizons(found) | {"others": [], "lacking": (0, 0, "")}
+    tables, result = found["tables"], found["results"][0]
+    if folder:
+        found["others"] = compare_folders(folder, found["baseline"], tables[0], notes)
+        there = {name for one in (found, *found["others"]) for table in one["tables"]
+                 for name in table["name"]}
+        found["lacking"] = not_reached(folder, there)
+        if found["lacking"][1]:
+            notes.insert(0, "planned and not compared: {} of {} runs".format(*found["lacking"]))
     untuned = [arm for arm, a in result["arms"].items() if a["tuned"] in (None, "not tuned")]
     if untuned and not args.by:
         notes.insert(0, f"not tuned, no grid has them: {', '.join(untuned)}")
     notes += provenance([r for table in tables for r in table["run"]])
-    if args.answers:
-        lines = answers(result, list(tables[0]["run"])).encode()
-        write_atomic(args.answers, lambda file: file.write(lines))
-    if args.records:
-        table = records(tables[0], result["variances"]).encode()
-        write_atomic(args.records, lambda file: file.write(table))
+    for path, text in ((args.answers, answers), (args.records, records)):
+        if path:
+            content = text(tables[0], result).encode()
+            write_atomic(path, lambda file: file.write(content))
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
-    for title, words, rows in sections(tables, result, equal):
+    for title, words, rows in sections(tables, result, found["equal"]):
         print(f"{title}\n\n{rows or words}\n")
     if args.out:
         from lib.plots import answer_picture, curves_picture
-        planned = contrasts and not args.by
-        figure = answer_picture(tables, others, baseline) if planned else curves_picture(tables[0])
+        if found["contrasts"] and not args.by:
+            figure = answer_picture(tables, found["others"], found["baseline"])
+        else:
+            figure = curves_picture(tables[0])
         save_results(args.out, *page(found, notes, Path(args.out).name), figure)
 
 

@@ -7,9 +7,10 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from lib.errors import InputError
-from lib.results import SEEN, read_plan
+from lib.results import SEEN, read_tsv
 from lib.stats import LEVEL, paired, summary
-from lib.tables import arm_table, bracket, gap_table, horizon_table, markdown_table, numbers, pm
+from lib.tables import (arm_table, bracket, contrast_name, gap_table, horizon_table,
+                        markdown_table, numbers, pm)
 from lib.tuning import KEYS, describe_edges
 
 ABOUT_GAPS = (
@@ -40,11 +41,6 @@ PUBLISHED = markdown_table(["what", "figure", "value"], [
 ])
 
 
-def contrast_name(c):
-    """A contrast in tables: "arm - base"."""
-    return f"{c['arm']} - {c['base']}"
-
-
 def sections(tables, result, equal):
     """Titles, texts and tables of a comparison, (title, text, table or "") each."""
     planned, exploratory = result["planned"], result["exploratory"]
@@ -52,9 +48,9 @@ def sections(tables, result, equal):
            for kind, v in result["variances"].items()]
     about = ABOUT_GAPS + (f" Residual deviations: {', '.join(sds)}." if sds else "")
     if planned:
-        about += f" Corrected for {len(planned)} planned contrasts (Holm)."
-        yield "How to read the tables", about, ""
-    for question, asked in by_question(planned).items():
+        yield ("How to read the tables",
+               f"{about} Corrected for {len(planned)} planned contrasts (Holm).", "")
+    for question, asked in group_by("question", planned).items():
         made = [c for c in asked if c["gap"]]
         lacking = ", ".join(contrast_name(c) for c in asked if not c["gap"])
         yield (question or "Values", f"Not run: {lacking}." if lacking else "",
@@ -76,12 +72,12 @@ def sections(tables, result, equal):
         yield "Other contrasts", text, gap_table(exploratory)
 
 
-def by_question(contrasts):
-    """{question: its contrasts}, in order."""
-    questions = {}
-    for c in contrasts:
-        questions.setdefault(c["question"], []).append(c)
-    return questions
+def group_by(key, rows):
+    """{value of a key: the rows that have it}, in order."""
+    groups = {}
+    for row in rows:
+        groups.setdefault(row[key], []).append(row)
+    return groups
 
 
 def halves(c, others):
@@ -95,7 +91,7 @@ def taken_apart(table, c, asked):
     """A contrast as a sum of two others, and these as sums within their own questions: a line that
     adds up, over the seeds that all arms have; "" of one that is no sum."""
     terms = [half for part in halves(c, asked)
-             for half in halves(part, by_question(asked)[part["question"]])]
+             for half in halves(part, group_by("question", asked)[part["question"]])]
     if len(terms) == 1:
         return ""
     losses = table.pivot(index="seed", columns="arm", values="loss")
@@ -120,21 +116,20 @@ def seen_table(table, contrasts):
 
 def not_reached(folder, there):
     """What FOLDER/plan.tsv has and the comparison has not (paths `there`): (how many, of how many,
-    a table by item); None without a plan."""
-    import pandas as pd  # takes half a second, which --help need not wait for
-    plan, rows = [row for row in read_plan(folder) if "tuning/" not in row["name"]], []
-    if not plan:
-        return None
-    plan = pd.DataFrame(plan)
-    plan["lacks"] = [str(Path(folder) / name) not in there for name in plan["name"]]
-    plan[["arm", "-s", "seed"]] = plan["name"].str.rpartition("-s")
-    for item, runs in plan.groupby("item", sort=False):
-        seeds = runs[runs["lacks"]].groupby("arm", sort=False)["seed"].agg(", ".join)
-        which = [f"{', '.join(arms.index)} (seed {same})"
-                 for same, arms in seeds.groupby(seeds, sort=False)]
-        if which:
-            rows.append([item, f"{runs['lacks'].sum()} of {len(runs)}", "; ".join(which)])
-    return int(plan["lacks"].sum()), len(plan), markdown_table(["item", "runs", "which"], rows)
+    a table by item)."""
+    plan = [row for row in read_tsv(folder, "plan.tsv") if "tuning/" not in row["name"]]
+    lacking, rows = 0, []
+    for item, runs in group_by("item", plan).items():
+        left = [dict(zip(("arm", "-s", "seed"), row["name"].rpartition("-s"))) for row in runs
+                if str(Path(folder) / row["name"]) not in there]
+        seeds = {arm: ", ".join(row["seed"] for row in same)
+                 for arm, same in group_by("arm", left).items()}
+        which = [f"{', '.join(arm for arm in seeds if seeds[arm] == same)} (seed {same})"
+                 for same in dict.fromkeys(seeds.values())]
+        if left:
+            rows.append([item, f"{len(left)} of {len(runs)}", "; ".join(which)])
+        lacking += len(left)
+    return lacking, len(plan), markdown_table(["item", "runs", "which"], rows)
 
 
 def setting_of(run):
@@ -151,9 +146,9 @@ def whole_page(title, notes, parts, runs):
     """(a page: title, notes, the parts that are not empty, what made it; that as a dict)."""
     headers = [run["header"] for run in runs]
     made = {"command": shlex.join(["python", os.path.basename(sys.argv[0]), *sys.argv[1:]]),
-            "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            "commit": sorted({header.get("commit", "unknown") for header in headers}),
-            "hardware": sorted({header.get("hardware", "unknown") for header in headers})}
+            "date": datetime.now(timezone.utc).isoformat(timespec="seconds")}
+    made |= {key: sorted({header.get(key, "unknown") for header in headers})
+             for key in ("commit", "hardware")}
     first = "Read this first:\n\n" + "\n".join(f"- {note}" for note in notes) if notes else ""
     last = (f"Made by `{made['command']}` on {made['date']}, from runs on "
             f"{'; '.join(made['hardware'])}, commits {', '.join(made['commit'])}; each run's "
@@ -163,20 +158,21 @@ def whole_page(title, notes, parts, runs):
 
 def page(found, notes, name):
     """(the whole .md, what the .json holds) of what compare.py found."""
-    tables, results, lacking = found["tables"], found["results"], found["lacking"]
+    tables, results, equal = found["tables"], found["results"], found["equal"]
     result, tuning, runs = results[0], found["tuning"], [r for t in tables for r in t["run"]]
     parts = [f"![its picture]({name}.png)"]
-    for section in sections(tables, result, found["equal"]):
-        parts += [f"## {section[0]}", *section[1:]]
+    for title, *section in sections(tables, result, equal):
+        parts += [f"## {title}", *section]
     for other in found["others"]:
         asked = [c for c in other["results"][0]["exploratory"] if c["question"]]
         parts += [f"## In {other['name']}",
                   f"Exploratory. {setting_of(other['tables'][0]['run'].iloc[0])}",
                   gap_table(asked) if asked else "", arm_table(other["results"][0]),
                   horizon_table(other["equal"]) if other["equal"] else ""]
-    if lacking and lacking[0]:
-        parts += ["## Planned and not reached", f"{lacking[0]} of {lacking[1]} runs, by item "
-                  "of results/PLAN.md.", lacking[2]]
+    lacking, planned, which = found["lacking"]
+    if lacking:
+        parts += ["## Planned and not reached",
+                  f"{lacking} of {planned} runs, by item of results/PLAN.md.", which]
     parts += ["## Published", PUBLISHED, "## What made these numbers",
               f"Every run: {setting_of(runs[0])}"]
     if tuning:
@@ -186,9 +182,9 @@ def page(found, notes, name):
                      "best setting moves with the horizon was not checked.")
     title = f"{name}: {len(result['arms'])} arms, {len(tables[0])} runs"
     text, made = whole_page(title, notes, parts, runs)
-    others = {other["name"]: other["results"] for other in found["others"]}
     return text, made | result | {
-        "notes": notes, "horizons": results[1:], "equal_seeds": found["equal"], "others": others,
+        "notes": notes, "horizons": results[1:], "equal_seeds": equal,
+        "others": {other["name"]: other["results"] for other in found["others"]},
         "runs": [r["name"] for r in runs], "data": runs[0]["header"]["data"],
         "tuned": found["tuned"]}
 
@@ -220,33 +216,33 @@ YES = {"lower": "No", "level": "No", "higher": "Yes, for the lowest loss",
 
 def so_far(c):
     """That a contrast has fewer seeds than were planned, in words; "" of one that has all."""
-    if not c["gap"] or c["gap"]["n"] >= c["asked"]:
-        return ""
-    return f"; so far, {c['gap']['n']} {'seed' if c['gap']['n'] == 1 else 'seeds'} of {c['asked']}"
+    few = c["gap"] and c["gap"]["n"] < c["asked"]
+    return f"; so far, {c['gap']['n']} of {c['asked']} seeds" if few else ""
 
 
-def answers(result, runs):
+def answers(table, result):
     """For a README: the answer to the title in one line, which the first contrast decides, then a
     table of the planned questions with their gaps in nats and 95 % intervals."""
-    questions = by_question(result["planned"])
+    questions = group_by("question", result["planned"])
     if not 0 < len(questions) < 9:
         raise InputError("--answers: contrasts.tsv has one to eight confirmatory questions")
-    asked, *_ = questions.values()
-    first = asked[0]
-    ends = [SAYS[c["verdict"][0]].format(abs(c["gap"]["mean"]) if c["gap"] else 0) + f" {c['base']}"
-            for c in asked]
+    asked = next(iter(questions.values()))
+    first, ends, rows = asked[0], [], []
+    for c in asked:
+        says = SAYS[c["verdict"][0]].format(abs(c["gap"]["mean"]) if c["gap"] else 0)
+        ends.append(f"{says} {c['base']}")
     for c in result["planned"]:
         if "level" in c["verdict"] and c not in asked and first["arm"] in (c["arm"], c["base"]):
             ends.append(f"is level with {c['base'] if c['arm'] == first['arm'] else c['arm']}")
     decided = all(c["gap"] and not so_far(c) for c in asked)
-    total = max(run["header"]["params"]["total"] for run in runs) / 1e6
+    headers = [run["header"] for run in table["run"]]
+    total = max(header["params"]["total"] for header in headers) / 1e6
     trained = result["arms"].get(first["arm"], {"params": {}})["params"].get("in_use", "unknown")
     answer = (f"**{YES[first['verdict'][-1]] if decided else 'Not decided'}: {first['arm']} "
               f"(trained input parameters: {trained}) {', '.join(ends)}** "
-              f"({total:.0f}M parameters, {runs[0]['header']['config']['dataset']}, "
+              f"({total:.0f}M parameters, {headers[0]['config']['dataset']}, "
               f"{result['steps']:,} steps, seeds {numbers(first.get('seeds', []))}"
               f"{max(map(so_far, asked))}).")
-    rows = []
     for question, asked in questions.items():
         words = [f"{contrast_name(c)}: {' and '.join(c['verdict'])}"
                  + (f", {c['gap']['mean']:+.3f} {bracket(c['interval'], 3)}" if c["gap"] else "")
@@ -268,7 +264,7 @@ record beats the old one paired by seed: its interval lies below 0. To make a ro
 """
 
 
-def records(table, deviations):
+def records(table, result):
     """Of the arms with every seed the best of each class, and its lead over the next one."""
     arms, rows = [], []
     for arm, group in table.groupby("arm"):
@@ -286,7 +282,7 @@ def records(table, deviations):
             _, arm, in_use, _ = best[0]
             row[1:4] = arm, f"{in_use:,}", pm(summary(table[table["arm"] == arm]["loss"]))
         if len(best) > 1:
-            lead = paired(table, best[0][1], best[1][1], deviations)
+            lead = paired(table, best[0][1], best[1][1], result["variances"])
             row[4:] = best[1][1], f"{lead['gap']['mean']:+.4f} {bracket(lead['interval'])}"
         rows.append(row)
     return RULE + markdown_table(["trained input parameters in use", "record", "of them",

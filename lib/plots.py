@@ -42,13 +42,11 @@ ARMS = {
     "kron_code_head": ("#F08080", "X", "--"),
 }
 
-OTHER_MARKERS = "Hd8|_1234"
-
 
 def look(arm):
     """How an arm is drawn, {color, marker, ls}; one without a row in ARMS by its name's hash."""
     number = zlib.crc32(arm.encode())
-    other = f"#{number & 0x9f9f9f:06x}", OTHER_MARKERS[(number >> 24) % len(OTHER_MARKERS)], "-"
+    other = f"#{number & 0x9f9f9f:06x}", "Hd8|_1234"[(number >> 24) % 9], "-"
     return dict(zip(("color", "marker", "ls"), ARMS.get(arm, other)))
 
 
@@ -65,8 +63,7 @@ def panels(count, width, height=4.4, dpi=110):
 
 
 def draw_bars(ax, arm, x, points, line=None):
-    """An arm's points, (middle, low, high) of n values each, at x with bars from low to high;
-    `line` in place of the arm's own."""
+    """An arm's points, (middle, low, high) of n values each, at x; `line` in place of its own."""
     style, (middle, low, high) = look(arm), points
     style["ls"] = style["ls"] if line is None else line
     bars = np.maximum([np.subtract(middle, low), np.subtract(high, middle)], 0)
@@ -90,18 +87,14 @@ def loss_picture(records, title, path):
     figure, (ax,) = panels(1, 7, dpi=120)
     training, validation = ([(r["step"], r[key]) for r in records if r.get(key) is not None]
                             for key in ("loss", "val_loss"))
-    if training:
-        ax.plot(*zip(*training), color="0.6", lw=0.8, label="training batch")
-    if validation:
-        ax.plot(*zip(*validation), color="C0", marker="o", ms=4, label="validation")
-        ax.annotate(f"{validation[-1][1]:.3f}", validation[-1], (0, 8), ha="right", color="C0",
-                    textcoords="offset points")
-    points = sorted([*training, *validation])
-    later = [loss for step, loss in points if step >= points[-1][0] / 10]
-    if points:
-        ax.set_ylim(min(later) - 0.1, max(later) + 0.1)
-        ax.legend()
-    ax.set(xlabel="step", ylabel="loss (nats per token)", title=title)
+    ax.plot(*zip(*training), color="0.6", lw=0.8, label="training batch")
+    ax.plot(*zip(*validation), color="C0", marker="o", ms=4, label="validation")
+    ax.annotate(f"{validation[-1][1]:.3f}", validation[-1], (0, 8), ha="right", color="C0",
+                textcoords="offset points")
+    later = [loss for step, loss in training + validation if step >= validation[-1][0] / 10]
+    ax.set(xlabel="step", ylabel="loss (nats per token)", title=title,
+           ylim=(min(later) - 0.1, max(later) + 0.1))
+    ax.legend()
     write_atomic(path, lambda file: figure.savefig(file, format="png"))
 
 
@@ -118,15 +111,13 @@ def curves_picture(table):
 
 
 def name_ends(ax, ends):
-    """Name lines, (x, y, name, colour) of an end each, beside the axes: the names are pushed apart
-    so that none is on another, and joined to their ends."""
+    """Name lines, (x, y, name, colour) of an end each, beside the axes and joined to their ends:
+    the names as near to these as they can be with a line's height between them."""
+    from scipy.optimize import isotonic_regression  # takes a second
     low, high = ax.get_ylim()
-    step, ends = (high - low) / 18, sorted(ends, key=lambda end: end[1])
-    places = np.array([y for _, y, *_ in ends])
-    for _ in range(500):
-        push = np.maximum(0, step - np.diff(places)) / 2
-        places = places + np.append(0, push) - np.append(push, 0)
-        places += max(0, low - places[0]) - max(0, places[-1] - high)
+    ends.sort(key=lambda end: end[1])
+    heights = np.arange(len(ends)) * (high - low) / 18
+    places = isotonic_regression([y for _, y, *_ in ends] - heights).x + heights
     for (x, y, name, colour), place in zip(ends, places):
         ax.annotate(name, (x, y), (1.09, place), textcoords=("axes fraction", "data"), fontsize=8,
                     va="center", annotation_clip=False,
@@ -151,15 +142,15 @@ def draw_gaps(ax, texts, baseline):
     found, ends = [], []
     for text, horizons in enumerate(texts):
         for table in horizons:
-            header = table.loc[table["arm"] == baseline, "run"].iloc[0]["header"]
-            tables = max(header["params"]["input"], header["params"]["head"])
-            size = max(1, tables // header["config"]["n_embd"])
-            tokens = header["config"]["max_steps"] * header["tokens_per_step"]
-            losses = table.pivot(index="seed", columns="arm", values="loss")
-            gaps = losses.sub(losses[baseline], axis=0).stack().dropna().rename("gap")
-            found.append(gaps.reset_index().assign(text=text, size=size, seen=tokens / size))
+            base = table[table["arm"] == baseline].set_index("seed")
+            params, config = (base["run"].iloc[0]["header"][key] for key in ("params", "config"))
+            size = max(1, max(params["input"], params["head"]) // config["n_embd"])
+            tokens = config["max_steps"] * base["run"].iloc[0]["header"]["tokens_per_step"]
+            gaps = table["loss"] - table["seed"].map(base["loss"])
+            found.append(table.assign(gap=gaps, text=text, size=size, seen=tokens / size))
+    found = pd.concat(found).dropna(subset="gap")
     lines = {key: line.pivot(index="seen", columns="seed", values="gap").dropna(axis=1)
-             for key, line in pd.concat(found).groupby(["text", "arm", "size"])}
+             for key, line in found.groupby(["text", "arm", "size"])}
     several = {key: line for key, line in lines.items() if line.shape[0] > 1 and line.size} or lines
     for (text, arm, size), line in several.items():
         if not text or arm != baseline:
@@ -170,7 +161,7 @@ def draw_gaps(ax, texts, baseline):
            ylabel=f"loss - loss of {baseline} (nats per token)")
     set_ticks(ax, {x for line in several.values() for x in line.index})
     name_ends(ax, ends)
-    return found[0]["size"].iloc[0]
+    return found["size"].iloc[0]
 
 
 def draw_sizes(ax, table, entries):

@@ -2,7 +2,6 @@
 import json
 import math
 import re
-import sys
 import zipfile
 from collections import Counter
 from dataclasses import asdict
@@ -20,10 +19,14 @@ from lib.stats import bootstrap_documents
 BITS = ("dtype", "device", "compile", "code_form")
 SILENT = ("seed", "name", "log_interval", "eval_interval")
 NO_ARM = {*BITS, *SILENT}
-BATCH = ("batch_size", "gradient_accumulation_steps", "block_size")
 
 # Runs that differ in these alone are horizons of one comparison.
 HORIZON = ("max_steps", "warmup_steps")
+
+# The files beside runs that say what is planned, and their columns. What is not of the kind
+# "confirmatory" is exploratory.
+COLUMNS = {"plan.tsv": ["item", "name", "arguments"],
+           "contrasts.tsv": ["question", "arm", "base", "kind"]}
 
 # Groups of input tokens by how often training saw them, and the first of their bins in eval.npz.
 SEEN = {"under 256": 0, "256 to 1,023": 9, "1,024 to 8,191": 11, "more": 14}
@@ -56,13 +59,10 @@ def read_run(folder):
     path = Path(folder) / "log.jsonl"
     if not path.is_file():
         raise InputError(f"{folder}: no log.jsonl there, not a run")
-    records, dropped = read_log(path)
-    header, *records = records or [{}]
+    header, *records = read_log(path)[0] or [{}]
     if not {"arm", "params", "data", "config"} <= header.keys():
         raise InputError(f"{path}: no header, not a run's log")
     config = asdict(Config()) | modernise(header["config"])
-    if dropped:
-        print(f"note: {path}: unreadable lines dropped: {dropped}", file=sys.stderr)
     steps, scored = ([r for r in records if key in r] for key in ("loss", "val_loss"))
     vals = [r for r in scored if r["val_loss"] is not None and math.isfinite(r["val_loss"])]
     went_on = sorted({key for r in records for key in r.get("went_on_with", {})})
@@ -123,19 +123,15 @@ def read_evaluation(run):
         raise InputError(f"{path} is damaged or of another kind ({error})") from None
 
 
-def read_tsv(path, columns):
-    """A file of lines with tabs -> a list of dicts; [] where there is none."""
+def read_tsv(folder, name):
+    """FOLDER/plan.tsv or contrasts.tsv -> its rows, a list of dicts; [] where there is none."""
+    path = Path(folder) / name
     if not path.is_file():
         return []
     head, *rows = [line.split("\t") for line in path.read_text().splitlines()] or [[]]
-    if head != list(columns) or any(len(row) != len(head) for row in rows):
-        raise InputError(f"{path}: a line is {', '.join(columns)}, with tabs between them")
+    if head != COLUMNS[name] or any(len(row) != len(head) for row in rows):
+        raise InputError(f"{path}: a line is {', '.join(COLUMNS[name])}, with tabs between them")
     return [dict(zip(head, row)) for row in rows]
-
-
-def read_plan(folder):
-    """FOLDER/plan.tsv -> its rows, {"item", "name", "arguments"}."""
-    return read_tsv(Path(folder) / "plan.tsv", ("item", "name", "arguments"))
 
 
 def settings(run, free=()):
@@ -153,37 +149,38 @@ def difference(a, b, free=()):
                  for key, value in theirs.items() if ours.get(key) != value), "")
 
 
-def drop_clashes(runs):
-    """Runs of equal settings -> (those that fit together, [(run, why it does not)])."""
-    first, kept, dropped = {}, [], []  # first: {what must be equal: (the first run, its value)}
+def drop_clashes(runs, notes):
+    """Runs of equal settings -> those that fit together; why the others do not goes to `notes`."""
+    first, kept = {}, []  # first: {what must be equal: (the first run, its value)}
     for i, run in enumerate(runs):
         config, arm = run["header"]["config"], arm_of(run)
-        keys = json.dumps([(key, config[key]) for key in sorted(config.keys() - NO_ARM)])
+        keys = str([(key, config[key]) for key in sorted(config.keys() - NO_ARM)])
         # with --by=batch_size every size has batches of its own
-        batches = tuple(config[key] for key in ("seed", *BATCH))
+        batches = tuple(config[key] for key in ("seed", "block_size", "batch_size",
+                                                "gradient_accumulation_steps"))
         claims = [(("arm", arm), keys, "not comparable: its arm has other keys in {}"),
                   (("keys", keys, run.get("by")), arm, "it is the arm of {} under another name"),
                   (("run", arm, config["seed"]), i, "{} is the same arm and seed")]
         claims += [((batches, record["step"]), record.get("batch_crc"),
                     "not comparable: it saw other batches than {}") for record in run["steps"]]
-        why = next((text.format(first[what][0]) for what, value, text in claims
-                    if what in first and first[what][1] != value), None)
-        if why:
-            dropped.append((run, why))
+        clashes = [text.format(first[what][0]) for what, value, text in claims
+                   if what in first and first[what][1] != value]
+        if clashes:
+            notes.append(f"left out: {run['name']}: {clashes[0]}")
             continue
         kept.append(run)
         for what, value, _ in claims:
             first.setdefault(what, (run["name"], value))
-    return kept, dropped
+    return kept
 
 
 def refuse_unmatched(runs, free=()):
     """InputError if runs differ in more than arm, seed and the keys `free`, or clash."""
-    for run in runs:
-        if differs := difference(runs[0], run, free):
-            raise InputError(f"not comparable: {differs}")
-    for run, why in drop_clashes(runs)[1]:
-        raise InputError(f"{run['name']}: {why}")
+    notes = [f"not comparable: {difference(runs[0], run, free)}" for run in runs
+             if difference(runs[0], run, free)]
+    drop_clashes(runs, notes)
+    if notes:
+        raise InputError(notes[0].removeprefix("left out: "))
 
 
 def provenance(runs):
@@ -210,23 +207,20 @@ def select(runs, baseline, free, notes):
     runs = sorted(runs, key=lambda run: (arm_of(run) != baseline, order(run)))
     for run in runs:  # the baseline's first: of two that clash the first one stays
         groups.setdefault(json.dumps(settings(run, free), sort_keys=True), []).append(run)
-    groups = sorted(groups.values(), key=lambda group: (
+    groups = sorted((drop_clashes(group, notes) for group in groups.values()), key=lambda group: (
         bool(baseline) and baseline not in map(arm_of, group), -len(group),
         -group[0]["header"]["config"]["max_steps"]))
-    arms = list(map(arm_of, drop_clashes(groups[0])[0]))
+    main, arms = groups[0][0], list(map(arm_of, groups[0]))
     baseline = baseline or ("bpe_tied" if "bpe_tied" in arms else arms[0])
     if baseline not in arms:
         there = ", ".join(dict.fromkeys(map(arm_of, runs)))
         raise InputError(f"--baseline={baseline}: no finished run of that arm (there are {there})")
     for group in groups:
-        (kept, dropped), one = drop_clashes(group), groups[0][0]
-        if difference(one, group[0], {*free, *HORIZON}):
-            why = f"not comparable: {difference(one, group[0], free)}"
-        elif baseline not in map(arm_of, kept):
-            why = f"no run of {baseline} beside it"
-        else:
-            notes += [f"left out: {r['name']}: {why}" for r, why in dropped]
-            tables.append(as_table(kept, notes))
+        why = f"no run of {baseline} beside it"
+        if difference(main, group[0], {*free, *HORIZON}):
+            why = f"not comparable: {difference(main, group[0], free)}"
+        elif baseline in map(arm_of, group):
+            tables.append(as_table(group, notes))
             continue
         others = f" and {len(group) - 1} more" if len(group) > 1 else ""
         notes.append(f"left out: {group[0]['name']}{others}: {why}")

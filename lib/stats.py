@@ -10,8 +10,7 @@ LEVEL = 0.05  # nats: an interval within it on both sides of 0 says that two arm
 
 
 def student_interval(mean, error, degrees):
-    """95 % interval of a mean with its standard error, and the two-sided p-value of 0:
-    ([low, high], p)."""
+    """95 % interval and two-sided p-value of a mean with its standard error: ([low, high], p)."""
     half = float(scipy.stats.t.ppf(0.975, degrees)) * error
     p = 2 * float(scipy.stats.t.sf(abs(mean) / error, degrees)) if error else float(mean == 0)
     return [mean - half, mean + half], p
@@ -72,8 +71,7 @@ def gap_variance(deviations, kinds):
 
 
 def holm(p_values, count):
-    """p-values corrected for `count` planned tests, some of which may not have been made (Holm
-    1979)."""
+    """p-values corrected for `count` planned tests, made or not (Holm 1979)."""
     ranks = np.argsort(p_values)
     corrected = np.maximum.accumulate((count - np.arange(len(ranks))) * np.sort(p_values))
     return np.minimum(corrected, 1)[np.argsort(ranks)].tolist()
@@ -134,13 +132,12 @@ def share_interval(shares, enough=5):
 
 
 def steps_to_match(vals, target):
-    """The step at which a validation curve first comes down to `target`, interpolated linearly;
-    None if it never does."""
-    there = next((i for i, val in enumerate(vals) if val["val_loss"] <= target), None)
-    if there is None:
-        return None
-    near = vals[max(there - 1, 0):there + 1][::-1]  # from the lower loss to the higher
-    return float(np.interp(target, [v["val_loss"] for v in near], [v["step"] for v in near]))
+    """The step at which a validation curve first comes down to `target`, interpolated, or None."""
+    for before, val in zip([vals[0], *vals], vals):
+        if val["val_loss"] <= target:
+            (low, step), (high, start) = ((v["val_loss"], v["step"]) for v in (val, before))
+            return float(np.interp(target, [low, high], [step, start]))
+    return None
 
 
 def speedup(arm, base):
@@ -162,11 +159,10 @@ def paired(table, arm, base, deviations):
     if both.empty:
         return None
     n, gaps = len(both), both["loss"] - both["loss_base"]
-    gap, pooled, documents = summary(gaps), (None, None), (None, None)
+    gap, documents = summary(gaps), (None, None)
     variance, degrees = gap_variance(deviations, both[["kind", "kind_base"]].iloc[0])
     error = math.sqrt(variance / n) if degrees else 0.0
-    if degrees:
-        pooled = student_interval(gap["mean"], error, degrees)
+    pooled = student_interval(gap["mean"], error, degrees) if degrees else (None, None)
     if both["bootstrap"].notna().all():
         draws = np.mean((both["bootstrap"] - both["bootstrap_base"]).tolist(), axis=0)
         documents = document_interval(draws, error if n > 1 else 0.0, degrees)

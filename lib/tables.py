@@ -27,9 +27,10 @@ def pm(s, digits=4, sign=""):
 
 def bracket(interval, digits=4):
     """An interval (low, high) as text, - for None."""
-    if interval is None:
-        return "-"
-    return "[{:+.{digits}f}, {:+.{digits}f}]".format(*interval, digits=digits)
+    return "[{:+.{n}f}, {:+.{n}f}]".format(*interval, n=digits) if interval else "-"
+
+
+contrast_name = "{arm} - {base}".format_map  # of a contrast, a dict
 
 
 def numbers(seeds):
@@ -49,8 +50,8 @@ def arm_table(result):
             a["setting"], (a["tuned"] or "no") + (f", best of {a['tried']}" if a["tried"] else ""),
             f"{start['mean']:.3g} -> {end['mean']:.3g}" if start and end else "-",
             "-" if a["update_ratio"] is None else f"{a['update_ratio']:.2g}",
-            "-" if a["clipped"] is None else f"{100 * a['clipped']['mean']:.0f} %",
-            "-" if a["tokens_per_s"] is None else f"{a['tokens_per_s']:,.0f}"])
+            f"{100 * a['clipped']['mean']:.0f} %" if a["clipped"] else "-",
+            f"{a['tokens_per_s']:,.0f}" if a["tokens_per_s"] else "-"])
     columns = ["arm", "seeds", "input params", "in use", "head", "total", "loss (nats)",
                "perplexity", "bits/byte", "learning rate", "tuned", "rms(e)", "update ratio",
                "clipped", "tokens/s"]
@@ -58,13 +59,12 @@ def arm_table(result):
 
 
 def gap_table(pairs):
-    """Pairs of arms, with every column in which one of them has something; the question where it
-    is not one."""
+    """Pairs of arms, with every column in which one of them has something."""
     rows = []
     for c in pairs:
         p = c.get("p_holm")
         rows.append({
-            "question": c["question"] or "-", "contrast": f"{c['arm']} - {c['base']}",
+            "question": c["question"] or "-", "contrast": contrast_name(c),
             "verdict": ", ".join(c["verdict"]), "gap (nats)": pm(c["gap"], 4, "+"),
             "95 % interval": bracket(c["interval"]), "seeds": numbers(c["seeds"]),
             "p (Holm)": "-" if p is None else f"{p:.2g}" if p >= 1e-5 else "< 0.00001",
@@ -78,29 +78,29 @@ def gap_table(pairs):
 
 
 def horizon_table(equal):
-    """The gap of each contrast of `at_equal_seeds` at each number of steps."""
+    """The gap of each of some contrasts at each number of steps."""
     horizons, rows = dict.fromkeys(sorted({c["steps"] for c in equal}), "-"), {}
     for c in equal:
-        row = rows.setdefault((f"{c['arm']} - {c['base']}", numbers(c["seeds"])), dict(horizons))
+        row = rows.setdefault((contrast_name(c), numbers(c["seeds"])), dict(horizons))
         row[c["steps"]] = f"{c['gap']['mean']:+.4f} {bracket(c['interval'])}"
     return markdown_table(["contrast", "seeds", *(f"{steps:,} steps" for steps in horizons)],
                           [[*names, *row.values()] for names, row in rows.items()])
 
 
 def save_results(out, page, result, figure):
-    """Write OUT.md (a text), OUT.json (a dict, six digits) and OUT.png, making the folder if need
-    be; where there is nothing to draw, `figure` None, no picture stays from before."""
+    """Write OUT.md (a text), OUT.json (a dict, six digits) and OUT.png; with no `figure` no picture
+    stays from before."""
     Path(out).parent.mkdir(parents=True, exist_ok=True)
+    rounded = json.loads(json.dumps(result), parse_float=lambda text: float(f"{float(text):.6g}"))
+    # what holds no further list or dict stands on one line
+    text = re.sub(r"[\[{][^\[\]{}]*[\]}]", lambda found: " ".join(found[0].split()),
+                  json.dumps(rounded, indent=1))
+    for ending, content in ((".md", page), (".json", text + "\n")):
+        write_atomic(out + ending, lambda file: file.write(content.encode()))
     if figure:
         write_atomic(f"{out}.png", lambda file: figure.savefig(file, format="png", dpi="figure"))
     else:
         Path(f"{out}.png").unlink(missing_ok=True)
-    write_atomic(f"{out}.md", lambda file: file.write(page.encode()))
-    rounded = json.loads(json.dumps(result), parse_float=lambda text: float(f"{float(text):.6g}"))
-    text = json.dumps(rounded, indent=1)
-    # what holds no further list or dict stands on one line
-    text = re.sub(r"[\[{][^\[\]{}]*[\]}]", lambda found: " ".join(found[0].split()), text)
-    write_atomic(f"{out}.json", lambda file: file.write(text.encode() + b"\n"))
     print(f"\nwrote {out}.md, {out}.json" + (f", {out}.png" if figure else ""))
 
 

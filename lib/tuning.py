@@ -89,7 +89,7 @@ def choose(runs, default=None):
             "settings": settings(runs[0], KEYS), "arms": arms}
 
 
-def edges_of(grid, best):
+def ends(grid, best):
     """The axes at an end of which the best lies: {axis: (its values, the one beside the best)}."""
     found = {}
     for axis, (key, _) in AXES.items():
@@ -101,7 +101,7 @@ def edges_of(grid, best):
 
 def beyond(grid, best, axis):
     """The setting a step beyond the best, where that lies at the end of an axis, else None."""
-    if axis not in (found := edges_of(grid, best)):
+    if axis not in (found := ends(grid, best)):
         return None
     key, moved = AXES[axis]
     new = setting(best) | ({"embed_std": best["scale"]} if key == "scale" else {})
@@ -114,11 +114,10 @@ def edges(grid, best):
     """Where the best point lies at an edge of the grid: [{"axis", "value", "end", "of"}]. The
     default scale is no edge, nor an r at which the last step changed the loss by less than FLAT."""
     found, default_scales = [], {point["scale"] for point in grid if not point["embed_std"]}
-    for axis, (values, beside) in edges_of(grid, best).items():
+    for axis, (values, beside) in ends(grid, best).items():
         key = AXES[axis][0]
-        losses = [point["val_loss"] for point in grid if point[key] == beside]
-        lowest = min((loss for loss in losses if loss is not None), default=math.inf)
-        flat = key == "r" and lowest - best["val_loss"] < FLAT
+        losses = [point["val_loss"] for point in grid if point[key] == beside and point["val_loss"]]
+        flat = key == "r" and min(losses, default=math.inf) - best["val_loss"] < FLAT
         if not flat and not (key == "scale" and best["scale"] in default_scales):
             found.append({"axis": axis, "value": best[key], "of": len(values),
                           "end": "lowest" if best[key] == values[0] else "highest"})
@@ -134,13 +133,13 @@ def read_tuning(path):
     """tuning.json -> the table that `choose` made. InputError if it is none."""
     try:
         table = json.loads(Path(path).read_text())
-        table.setdefault("seeds", [table.get("seed")])  # of before grids had several
+        # grids of before they had several seeds, and multipliers of the input
+        table = {"seeds": [table.get("seed")]} | table
         for row in table["arms"].values():
             row["best"] = UNTUNED | row["best"]
         return table | {"default": table["default"] and UNTUNED | table["default"]}
-    except (ValueError, TypeError, KeyError):
-        raise InputError(f"{path}: not a table of tuned settings (compare.py --tune makes it)"
-                         ) from None
+    except (ValueError, TypeError, KeyError, AttributeError):
+        raise InputError(f"{path}: not a table of compare.py --tune") from None
 
 
 def tuned_name(run, table):
@@ -188,9 +187,8 @@ def name_runs(runs, tuning, notes):
 def find_tuning(runs, paths):
     """(path, table) of the tuning.json that most runs match, in data and shape, or (None, None)."""
     own = [path for folder in paths if (path := Path(folder) / "tuning.json").is_file()]
-    others = sorted(Path("results").glob("**/tuning.json"), reverse=True)
     found, most = (None, None), 0
-    for path in dict.fromkeys([*own, *others]):
+    for path in [*own, *sorted(Path("results").glob("**/tuning.json"), reverse=True)]:
         table, matches = read_tuning(path), 0
         for run in runs:
             here = settings(run, {*KEYS, *HORIZON, "eval_tokens"})

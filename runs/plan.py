@@ -23,7 +23,7 @@ from pathlib import Path
 
 from lib.config import ROOT
 from lib.errors import InputError, Parser, run
-from lib.results import find_runs, read_plan, read_run, unfinished
+from lib.results import find_runs, read_run, read_tsv, unfinished
 from lib.tuning import AXES, KEYS, beyond, choose
 
 WAITS, NOT_NEEDED = "waits", "not needed"
@@ -33,11 +33,9 @@ class Plan:
     """The rows of a plan, {"item", "name", "arguments"}, and how far they are."""
 
     def __init__(self, folder):
-        self.folder, self.rows = Path(folder), read_plan(folder)
-        configs = all(row["arguments"].startswith("configs/") for row in self.rows)
-        if not configs or len({row["name"] for row in self.rows}) < max(1, len(self.rows)):
-            raise InputError(f"{folder}/plan.tsv: no plan, two runs of one name, or arguments that "
-                             "do not begin with a config")
+        self.folder, self.rows = Path(folder), read_tsv(folder, "plan.tsv")
+        if not all(row["arguments"].startswith("configs/") for row in self.rows):
+            raise InputError(f"{folder}/plan.tsv: arguments of a run begin with a config file")
 
     def done(self, row):
         return (self.folder / row["name"] / "log.jsonl").is_file()
@@ -86,8 +84,8 @@ def keep(out, kept):
     new = kept.with_name(kept.name + ".new")
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(parents=True)
-    for name in ("log.jsonl",) if diverged else ("log.jsonl", "eval.npz"):
-        shutil.copy(out / name, new)
+    for path in (out / "log.jsonl", *out.glob("eval.npz")):
+        shutil.copy(path, new)
     new.rename(kept)
     return "diverged" if diverged else f"{made['vals'][-1]['val_loss']:.4f} nats"
 
@@ -96,17 +94,18 @@ def work(plan, rows, jobs, given):
     """Run the rows, `jobs` at a time, in their order as far as they need not wait. Returns how many
     failed. SIGTERM and Ctrl-C stop the runs, which save first."""
     Path("out").mkdir(exist_ok=True)
-    running, failed, stop = {}, [], []
+    running, failed, stop = {}, 0, []
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.append(1))
     env = os.environ | {"OMP_NUM_THREADS": "1"}  # runs go side by side, a core each
+    rest = [row for row in rows if not plan.done(row)]
     while True:
-        for row in rows:
-            busy = row in failed or row in [other for other, _ in running.values()]
-            if stop or len(running) >= jobs or busy or plan.done(row):
-                continue
+        for row in rest.copy():
+            if stop or len(running) >= jobs:
+                break
             if (arguments := plan.arguments(row)) in (WAITS, NOT_NEEDED):
                 continue
+            rest.remove(row)
             out = Path("out") / f"{plan.folder.name}-{row['name'].replace('/', '-')}"
             command = [sys.executable, "train.py", "configs/tiny.py", *arguments, *given,
                        f"--name={out.name}"]
@@ -115,7 +114,7 @@ def work(plan, rows, jobs, given):
                                          cwd=ROOT, start_new_session=True)
             running[child] = row, out
         if not running:
-            return len(failed)
+            return failed
         if stop == [1]:
             print("stopping: the runs save first; the same command goes on", flush=True)
             stop.append(2)
@@ -125,11 +124,9 @@ def work(plan, rows, jobs, given):
         for child in [child for child in running if child.poll() is not None]:
             row, out = running.pop(child)
             said = keep(out, plan.folder / row["name"])
-            if said and "tuning/" in row["name"]:  # the others' weights are for the probes
-                for weights in out.glob("*.pt"):
-                    weights.unlink()
-            elif not said and not stop:
-                failed.append(row)
+            failed += not said and not stop
+            for weights in out.glob("*.pt") if said and "tuning/" in row["name"] else ():
+                weights.unlink()  # the others' are for the probes
             said = said or (Path(f"{out}.txt").read_text().splitlines() or [""])[-1]
             left = sum(not plan.settled(other) for other in rows)
             print(f"{time.strftime('%H:%M')} {row['name']}: {said} | {left} left", flush=True)
@@ -144,11 +141,11 @@ def main():
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs side by side")
     parser.add_argument("--list", action="store_true", help="print what is to be run, run nothing")
     args, given = parser.parse_known_args()
-    plan = Plan(args.folder)
-    items = args.items or list(dict.fromkeys(row["item"] for row in plan.rows))
+    plan, seeds = Plan(args.folder), {f"--seed={seed}" for seed in args.seeds or ()}
+    items = args.items or dict.fromkeys(row["item"] for row in plan.rows)
     rows = [row for item in items for row in plan.rows
-            if row["item"] == item and args.only in row["name"] and (not args.seeds or any(
-                f"--seed={seed}" in row["arguments"].split() for seed in args.seeds))]
+            if row["item"] == item and args.only in row["name"]
+            and (not seeds or seeds & {*row["arguments"].split()})]
     if not rows:
         raise InputError(f"{args.folder}/plan.tsv has no such runs")
     if not args.list:
