@@ -24,9 +24,9 @@ import numpy as np
 from lib.config import compose, parse_value
 from lib.errors import InputError, Parser, run, write_atomic
 from lib.pages import answers, grid_table, not_reached, page, records, sections, whole_page
-from lib.results import (NO_ARM, SILENT, difference, find_runs, finished_runs, order, provenance,
-                         read_tsv, select, settings)
-from lib.stats import holm, paired, residual_deviations, summary, verdict
+from lib.results import (NO_ARM, SILENT, arm_of, difference, find_runs, finished_runs, order,
+                         provenance, read_tsv, select, settings)
+from lib.stats import holm, own_p, paired, residual_deviations, summary, verdict
 from lib.tables import refuse_folder, save_results
 from lib.tuning import KEYS, choose, describe_setting, find_tuning, name_runs, setting
 
@@ -65,17 +65,34 @@ def compare(table, baseline, contrasts=(), deviations=None):
     tested = [c for c in planned if c.get("p") is not None]
     for c, p in zip(tested, holm([c["p"] for c in tested], len(planned))):
         c |= {"p_holm": p, "verdict": verdict(c, p)}
+    several = [c for c in planned if c["gap"] and c["gap"]["sd"]]
+    for c, p in zip(several, holm([own_p(c["gap"]) for c in several], len(planned))):
+        c["p_own"] = p
     return {"baseline": baseline, "steps": max(r["vals"][-1]["step"] for r in table["run"]),
             "variances": deviations, "planned": planned,
             "exploratory": [c for c in found if c["kind"] != "confirmatory" and c["gap"]],
             "arms": {arm: describe(group) for arm, group in table.groupby("arm", sort=False)}}
 
 
-def compare_horizons(found):
+def uneven(arms):
+    """Notes that name arms whose losses spread over seeds over three times as much as the others'
+    of their kind: one deviation for all then suits none."""
+    notes = []
+    for name, arm in arms.items():
+        others = [other["loss"]["sd"] for key, other in arms.items()
+                  if key != name and other["kind"] == arm["kind"] and other["loss"]["sd"]]
+        if others and (arm["loss"]["sd"] or 0) > 3 * (typical := statistics.median(others)):
+            notes.append(f"{name} spreads over seeds by {arm['loss']['sd']:.3f} nats, others of "
+                         f"its kind by {typical:.3f}: intervals are too narrow where it takes part")
+    return notes
+
+
+def compare_horizons(found, deviations=None):
     """`found` (see `read_comparison`) with "results", the comparison of each of its tables, and
-    "equal", the contrasts that several of them have, over the seeds that all those have."""
+    "equal", the contrasts that several of them have, over the seeds that all those have. Kinds of
+    arms that no table has with several seeds take these `deviations`."""
     tables, by_pair, equal = found["tables"], {}, []
-    main = residual_deviations(tables[0])  # also those of a horizon with too few seeds
+    main = (deviations or {}) | residual_deviations(tables[0])  # for horizons with too few seeds
     results = [compare(table, found["baseline"], found["contrasts"], main) for table in tables]
     for table, result in sorted(zip(tables, results), key=lambda both: both[1]["steps"]):
         for c in [*result["planned"], *result["exploratory"]]:
@@ -134,12 +151,15 @@ def read_comparison(paths, folders, baseline, notes):
     short = {row["arm"]: name for name, row in tuning["arms"].items()} if tuning else {}
     for c in contrasts:
         c |= {key: short.get(c[key], c[key]) for key in ("arm", "base")}
+    if not planned:  # the questions of others: those that these runs can answer
+        there = set(map(arm_of, runs))
+        contrasts = [c for c in contrasts if {c["arm"], c["base"]} <= there]
     tables, baseline = select(runs, baseline, KEYS if tuning else (), notes)
     return {"tables": tables, "baseline": baseline, "contrasts": contrasts, "tuned": path,
             "tuning": tuning}
 
 
-def compare_folders(folder, baseline, main, notes):
+def compare_folders(folder, baseline, main, deviations, notes):
     """The comparisons of the folders within a folder, with their "name"; all exploratory. Runs that
     differ from those of the `main` table in dtype alone are set beside them."""
     import pandas as pd  # takes half a second, which --help need not wait for
@@ -161,7 +181,7 @@ def compare_folders(folder, baseline, main, notes):
                  "base": f"{arm} in {path.name}"} for arm in table["arm"].unique()]
         for c in found["contrasts"]:
             c["kind"] = "exploratory"
-        others.append(compare_horizons(found) | {"name": path.name})
+        others.append(compare_horizons(found, deviations) | {"name": path.name})
     return others
 
 
@@ -209,7 +229,8 @@ def main():
     found = compare_horizons(found) | {"others": [], "lacking": (0, 0, "")}
     tables, result = found["tables"], found["results"][0]
     if folder:
-        found["others"] = compare_folders(folder, found["baseline"], tables[0], notes)
+        found["others"] = compare_folders(folder, found["baseline"], tables[0],
+                                          result["variances"], notes)
         there = {name for one in (found, *found["others"]) for table in one["tables"]
                  for name in table["name"]}
         found["lacking"] = not_reached(folder, there)
@@ -218,10 +239,11 @@ def main():
     untuned = [arm for arm, a in result["arms"].items() if a["tuned"] in (None, "not tuned")]
     if untuned and not args.by:
         notes.insert(0, f"not tuned, no grid has them: {', '.join(untuned)}")
-    notes += provenance([r for table in tables for r in table["run"]])
+    notes += uneven(result["arms"]) + provenance([r for table in tables for r in table["run"]])
     for path, text in ((args.answers, answers), (args.records, records)):
         if path:
             content = text(tables[0], result).encode()
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
             write_atomic(path, lambda file: file.write(content))
     for note in notes:
         print(f"note: {note}", file=sys.stderr)

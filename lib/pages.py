@@ -16,7 +16,8 @@ from lib.tuning import KEYS, describe_edges
 ABOUT_GAPS = (
     "Gaps are differences in validation loss, nats per token, paired by seed; below 0 the first "
     f"arm is better. Lower and higher are at 5 %; level: the 95 % interval lies within ±{LEVEL}; "
-    "one seed where more are planned is not known. "
+    "one seed where more are planned is not known. Intervals, and level, are not corrected for the "
+    "number of contrasts: an interval can leave out 0 and the verdict be not known. "
     "The interval rests on the residual deviation of loss = arm + seed, one for arms with a V x d "
     "head of their own and one for the rest; with one seed it is the wider one of that and of "
     "documents resampled. Beside it: Student's of the contrast's own seeds, and documents crossed "
@@ -49,7 +50,8 @@ def sections(tables, result, equal):
     about = ABOUT_GAPS + (f" Residual deviations: {', '.join(sds)}." if sds else "")
     if planned:
         yield ("How to read the tables",
-               f"{about} Corrected for {len(planned)} planned contrasts (Holm).", "")
+               f"{about} Verdicts are corrected for {len(planned)} planned contrasts (Holm). "
+               f"By the seeds of each contrast alone (Student, Holm): {own_seeds(planned)}.", "")
     for question, asked in group_by("question", planned).items():
         made = [c for c in asked if c["gap"]]
         lacking = ", ".join(contrast_name(c) for c in asked if not c["gap"])
@@ -70,6 +72,13 @@ def sections(tables, result, equal):
     if exploratory:
         text = "Exploratory, and uncorrected." + ("" if planned else f" {about}")
         yield "Other contrasts", text, gap_table(exploratory)
+
+
+def own_seeds(planned):
+    """The verdicts of planned contrasts by their own seeds alone, in words."""
+    kept = [f"{contrast_name(c)} {'lower' if c['gap']['mean'] < 0 else 'higher'} "
+            f"(p {c['p_own']:.2g})" for c in planned if c.get("p_own", 1) < 0.05]
+    return f"{', '.join(kept) or 'none'}; the rest not known"
 
 
 def group_by(key, rows):
@@ -129,7 +138,7 @@ def not_reached(folder, there):
         if left:
             rows.append([item, f"{len(left)} of {len(runs)}", "; ".join(which)])
         lacking += len(left)
-    return lacking, len(plan), markdown_table(["item", "runs", "which"], rows)
+    return lacking, len(plan), markdown_table(["item", "not run", "which"], rows)
 
 
 def setting_of(run):
@@ -177,9 +186,12 @@ def page(found, notes, name):
               f"Every run: {setting_of(runs[0])}"]
     if tuning:
         steps = " and ".join(f"{r['steps']:,}" for r in results)
-        parts.append(f"Each arm's setting was chosen by a grid of {tuning['steps']:,} steps on "
-                     f"seed {tuning['seeds'][0]}, and is used here at {steps} steps; whether the "
-                     "best setting moves with the horizon was not checked.")
+        first, *again = tuning["seeds"]
+        again = f", its best points again on seed {numbers(again)}" if again else ""
+        parts.append(f"A tuned arm's setting was chosen by a grid of {tuning['steps']:,} steps on "
+                     f"seed {first}{again}. It is used here at {steps} steps; whether the best "
+                     "setting moves with the horizon was not checked. Tuning and judging share the "
+                     "validation documents.")
     title = f"{name}: {len(result['arms'])} arms, {len(tables[0])} runs"
     text, made = whole_page(title, notes, parts, runs)
     return text, made | result | {
@@ -207,17 +219,16 @@ def grid_table(table):
     return words, markdown_table(columns, rows)
 
 
-SAYS = {"lower": "ends {:.3f} nats below", "higher": "ends {:.3f} nats above",
-        "level": "ends level with", "not known": "is not known to differ from",
-        "not run": "has not been set beside"}
-YES = {"lower": "No", "level": "No", "higher": "Yes, for the lowest loss",
+SAYS = {"lower": "{:.3f} nats below", "higher": "{:.3f} nats above", "level": "level with"}
+YES = {"lower": "No", "level": "No", "higher": "Yes, for the lowest loss among these arms",
        "not known": "Not known"}  # is a trained table needed?
 
 
 def so_far(c):
-    """That a contrast has fewer seeds than were planned, in words; "" of one that has all."""
-    few = c["gap"] and c["gap"]["n"] < c["asked"]
-    return f"; so far, {c['gap']['n']} of {c['asked']} seeds" if few else ""
+    """That a contrast has fewer seeds than were planned, or one alone, in words; else ""."""
+    if c["gap"] and c["gap"]["n"] < c["asked"]:
+        return f"; so far, {c['gap']['n']} of {c['asked']} seeds"
+    return "; one training run each" if c["gap"] and c["gap"]["n"] == 1 else ""
 
 
 def answers(table, result):
@@ -227,21 +238,26 @@ def answers(table, result):
     if not 0 < len(questions) < 9:
         raise InputError("--answers: contrasts.tsv has one to eight confirmatory questions")
     asked = next(iter(questions.values()))
-    first, ends, rows = asked[0], [], []
+    first, ends, open_to, rows = asked[0], [], [], []
     for c in asked:
-        says = SAYS[c["verdict"][0]].format(abs(c["gap"]["mean"]) if c["gap"] else 0)
-        ends.append(f"{says} {c['base']}")
+        if c["verdict"][0] in SAYS:
+            ends.append(f"{SAYS[c['verdict'][0]].format(abs(c['gap']['mean']))} {c['base']}")
+        else:
+            open_to.append(c["base"])
     for c in result["planned"]:
         if "level" in c["verdict"] and c not in asked and first["arm"] in (c["arm"], c["base"]):
-            ends.append(f"is level with {c['base'] if c['arm'] == first['arm'] else c['arm']}")
-    decided = all(c["gap"] and not so_far(c) for c in asked)
+            ends.append(f"level with {c['base'] if c['arm'] == first['arm'] else c['arm']}")
+    says = f"ends {', '.join(ends[:-1])}{' and ' * (len(ends) > 1)}{ends[-1]}" if ends else ""
+    says += "; " * bool(ends and open_to)
+    says += f"no difference from {' or '.join(open_to)} is known" if open_to else ""
+    decided = all(c["gap"] and c["gap"]["n"] >= c["asked"] for c in asked)
     headers = [run["header"] for run in table["run"]]
     total = max(header["params"]["total"] for header in headers) / 1e6
     trained = result["arms"].get(first["arm"], {"params": {}})["params"].get("in_use", "unknown")
-    answer = (f"**{YES[first['verdict'][-1]] if decided else 'Not decided'}: {first['arm']} "
-              f"(trained input parameters: {trained}) {', '.join(ends)}** "
-              f"({total:.0f}M parameters, {headers[0]['config']['dataset']}, "
-              f"{result['steps']:,} steps, seeds {numbers(first.get('seeds', []))}"
+    answer = (f"**{YES[first['verdict'][-1]] if decided else 'Not decided'}: {first['arm']}, "
+              f"with {trained or 'no'} trained input parameters, {says}** "
+              f"({total:.0f}M parameters, {headers[0]['config']['dataset']}, {result['steps']:,} "
+              f"steps, {headers[0]['epochs']:.2g} epochs, seeds {numbers(first.get('seeds', []))}"
               f"{max(map(so_far, asked))}).")
     for question, asked in questions.items():
         words = [f"{contrast_name(c)}: {' and '.join(c['verdict'])}"
@@ -255,35 +271,51 @@ RULE = """# Records
 
 Lowest mean validation loss after 1,200 steps over seeds 21, 22 and 23, by trained input parameters
 in rows that a token uses. Body, tokens and steps are those of `configs/tiny.py` on
-`python prepare.py docstrings`; an arm is tuned on seeds 100 and 101 with at most ten points. A new
-record beats the old one paired by seed: its interval lies below 0. To make a row and to check it:
+`python prepare.py docstrings`. An arm is tuned on seeds 100 and 101 with eight points, and one
+beyond each end at which the best lies. The lowest mean has the row; a new record beats the old one
+where the interval of its lead, paired by seed, lies below 0. Until then the row is shared. To make
+a row and to check it:
 
     for s in 21 22 23; do python train.py configs/tiny.py configs/mine.py --seed=$s; done
-    python compare.py results/tiny2 out/tiny-mine-s2? --records=out/records.md
+    python compare.py results/tiny2 out/tiny-mine-s2? --baseline=bpe_untied --records=out/records.md
 
 """
+CLASSES = [("none", 0, True), ("at most 50,000", 50_000, True), ("at most 200,000", 200_000, True),
+           ("any", math.inf, True), ("any, and no V x d table anywhere", math.inf, False)]
 
 
 def records(table, result):
-    """Of the arms with every seed the best of each class, and its lead over the next one."""
-    arms, rows = [], []
+    """The best arm of each class, of those with every seed, and its lead over the next one; then
+    all these arms and how far each is from the best of the smallest class that it is in."""
+    arms, rows, best = [], [], {}
     for arm, group in table.groupby("arm"):
         header = group["run"].iloc[0]["header"]
         has_table = (header["config"]["head"] == "table"
                      or header["config"]["code"] in ("learned", "frozen_random"))
         if set(group["seed"]) == set(table["seed"]):
-            arms.append((group["loss"].mean(), arm, header["params"]["in_use"], has_table))
-    for name, most, tables in (("none", 0, True), ("at most 50,000", 50_000, True),
-                               ("at most 200,000", 200_000, True), ("any", math.inf, True),
-                               ("any, and no V x d table anywhere", math.inf, False)):
-        best = sorted(one for one in arms if one[2] <= most and (tables or not one[3]))[:2]
+            loss = summary(group["loss"])
+            arms.append((loss["mean"], arm, header["params"]["in_use"], has_table, pm(loss)))
+
+    def lead(arm, other):
+        gap = paired(table, arm, other, result["variances"])
+        return gap["interval"], f"{gap['gap']['mean']:+.4f} {bracket(gap['interval'])}"
+
+    for name, most, tables in CLASSES:
+        inside = sorted(one for one in arms if one[2] <= most and (tables or not one[3]))
+        best |= {one[1]: inside[0][1] for one in inside if one[1] not in best}
         row = [name, "-", "-", "-", "-", "-"]
-        if best:
-            _, arm, in_use, _ = best[0]
-            row[1:4] = arm, f"{in_use:,}", pm(summary(table[table["arm"] == arm]["loss"]))
-        if len(best) > 1:
-            lead = paired(table, best[0][1], best[1][1], result["variances"])
-            row[4:] = best[1][1], f"{lead['gap']['mean']:+.4f} {bracket(lead['interval'])}"
+        if inside:
+            row[1:4] = inside[0][1], f"{inside[0][2]:,}", inside[0][4]
+        if len(inside) > 1:
+            interval, words = lead(inside[0][1], inside[1][1])
+            row[4:] = inside[1][1], words + ", shared" * (interval is None or interval[1] >= 0)
         rows.append(row)
-    return RULE + markdown_table(["trained input parameters in use", "record", "of them",
-                                  "loss (nats)", "next", "its lead (95 %)"], rows) + "\n"
+    every = [[arm, f"{in_use:,}", loss, "-" if best[arm] == arm else best[arm],
+              "-" if best[arm] == arm else lead(arm, best[arm])[1],
+              result["arms"][arm]["tried"] or "-"] for _, arm, in_use, _, loss in sorted(arms)]
+    return RULE + "\n\n".join([
+        markdown_table(["trained input parameters in use", "record", "of them", "loss (nats)",
+                        "next", "its lead (95 %)"], rows),
+        "Every arm, and its gap to the record of the smallest class that it is in:",
+        markdown_table(["arm", "parameters in use", "loss (nats)", "record", "gap (95 %)",
+                        "points tried"], every)]) + "\n"

@@ -163,6 +163,9 @@ def drop_clashes(runs, notes):
                   (("run", arm, config["seed"]), i, "{} is the same arm and seed")]
         claims += [((batches, record["step"]), record.get("batch_crc"),
                     "not comparable: it saw other batches than {}") for record in run["steps"]]
+        claims += [((batches[1:], record["step"], record["batch_crc"]), config["seed"],
+                    "its batches are those of {}, whose seed is another")
+                   for record in run["steps"][:1] if "batch_crc" in record]
         clashes = [text.format(first[what][0]) for what, value, text in claims
                    if what in first and first[what][1] != value]
         if clashes:

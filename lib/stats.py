@@ -27,6 +27,11 @@ def summary(values):
     return {"mean": mean, "sd": sd, "n": n, "interval": interval}
 
 
+def own_p(s):
+    """The two-sided p-value of a summary's mean by Student's distribution."""
+    return student_interval(s["mean"], s["sd"] / math.sqrt(s["n"]), s["n"] - 1)[1]
+
+
 def spread(values):
     """One value per seed (n,) -> {"mean", "sd", "per_seed"}; sd is None for one seed."""
     values = [float(value) for value in values]

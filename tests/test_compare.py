@@ -204,6 +204,7 @@ def test_files_that_are_none_are_refused(tmp_path, refuse):
     (dict(arm="bpe_tied,code_form=table", name="form"), "out/bpe_tied-s1 is the same arm and seed"),
     (dict(arm="mine", seed=2, code="learned", head="tied"), "it is the arm of out/bpe_tied-s1"),
     (dict(arm="bpe_tied", seed=2, rank=3), "its arm has other keys in out/bpe_tied-s1"),
+    (dict(arm="bpe_tied", seed=2, crc=-1), "its batches are those of out/bpe_tied-s1, whose seed"),
     (dict(header={"data": {"train": "9"}}), "data is {'train': '0', 'val': '1'} in out/bpe_tied"),
     (dict(header={"extended": [[50, 100]]}), "extended is None in out/bpe_tied-s1 and")])
 def test_unfair_pairs_are_never_compared(tmp_path, call, capsys, change, named):
@@ -214,7 +215,7 @@ def test_unfair_pairs_are_never_compared(tmp_path, call, capsys, change, named):
     assert call(compare.main, cwd=tmp_path) == 0
     said = capsys.readouterr()
     assert named in said.err and "3.0000" not in said.out and "4.0000" in said.out
-    with pytest.raises(InputError, match="same arm and seed|not comparable|another name"):
+    with pytest.raises(InputError, match="same arm and seed|not comparable|another"):
         found.refuse_unmatched(found.finished_runs([tmp_path / "out"], []))
 
 
@@ -226,6 +227,13 @@ def test_a_copy_under_another_name_narrows_nothing(tmp_path):
     after, notes = results(tmp_path)
     assert after == before
     assert sum("to six digits, one run under two names" in note for note in notes) == 2
+
+
+def test_an_arm_of_uneven_spread_is_named(tmp_path):
+    """Three times that of the others of its kind: one deviation suits neither."""
+    made_up_runs(tmp_path, qr=[4.0, 4.1], kron=[4.2, 4.3], random=[4.4, 4.69], lowrank=[3.5, 3.81])
+    result, _ = results(tmp_path, "kron")
+    assert [note.split()[0] for note in compare.uneven(result["arms"])] == ["lowrank"]
 
 
 def test_the_largest_group_is_shown_and_the_rest_named(tmp_path, call, capsys):
@@ -403,11 +411,11 @@ def test_tuned_arms_are_compared_at_their_own_settings(tuned, call, capsys):
         "lowrank": "tuned", "qr": "not tuned", "kron": "tuned", "kron,pos_dim=4": "as kron"}
     assert saved["arms"]["bpe_untied"]["setting"] == "0.002, input rate × 4"
     assert [(c["question"], c["verdict"]) for c in saved["planned"]] == [
-        ("Is it better tuned?", ["lower"]), ("Does spelling help?", ["not run"])]
+        ("Is it better tuned?", ["lower"])]  # the question that these runs can answer
     assert pair_of(saved, "lowrank", "kron")["gap"]["mean"] == pytest.approx(0.01, abs=0.01)
     page = (tuned / "results" / "tiny.md").read_text()
-    assert "grid of 60 steps on seed 100, and is used here at 100" in page
-    assert re.match(r"\*\*No: bpe_untied \(trained input parameters: 600\) ends 0.(49|50)",
+    assert re.search(r"grid of 60 steps on seed 100\b.*\. It is used here at 100", page)
+    assert re.match(r"\*\*No: bpe_untied, with 600 trained input parameters, ends 0.(49|50)",
                     (tuned / "a.md").read_text())
 
 
@@ -478,7 +486,8 @@ def test_the_page_of_a_plan(planned_runs, call):
     assert row.split("|")[3].strip() == "+0.000 ± 0.000" and "+1.1" in row.split("|")[4]
     assert "Not run: wide - qr." in page
     assert re.search(r"kron - bpe_untied +\| 21 +\| (\+0\.1\S+ \[.*\]) +\| \1", page)
-    assert "5 of 9 | qr (seed 21, 22, 23); wide-100, bpe_untied-100 (seed 23) |" in page
+    assert "| 5 of 9  | qr (seed 21, 22, 23); wide-100, bpe_untied-100 (seed 23) |" in page
+    assert re.search(r"\(Student, Holm\): .*kron - bpe_untied_usual lower \(p 0.0", page)
     assert "planned and not compared: 5 of 10 runs" in page
     assert re.search(r"bpe_untied - bpe_untied in float32 .*-0.01", page)
 
@@ -501,17 +510,20 @@ def test_answers_and_records(planned_runs, call, refuse):
     argv = ("out", "--baseline=bpe_untied", "--answers=a.md", "--records=r.md")
     assert call(compare.main, *argv, cwd=planned_runs) == 0
     title, _, _, _, first, _ = (planned_runs / "a.md").read_text().splitlines()
-    assert title.startswith("**Not decided: wide (trained input parameters: 0) ends 0.")
-    assert "has not been set beside qr** (0M parameters, d, 100 steps, seeds 21, 22; so" in title
+    assert title.startswith("**Not decided: wide, with no trained input parameters, ends 0.")
+    assert "no difference from qr is known** (0M parameters, d, 100 steps, 0.5 epochs, " in title
     assert re.search(r"higher, \S+ \[.*\]; so far, 2 of 3 seeds<br>wide - qr: not run", first)
     rows = [[cell.strip() for cell in line.split("|")[1:-1]]
             for line in (planned_runs / "r.md").read_text().splitlines() if line.startswith("| ")]
-    assert [row[1] for row in rows[1:]] == ["wide", "bpe_untied", "bpe_untied", "bpe_untied", "-"]
+    assert [row[1] for row in rows[1:6]] == ["wide", *3 * ["bpe_untied"], "-"]
     assert rows[1][4:] == ["-", "-"] and rows[2][4] == "wide" and rows[2][5].startswith("-0.1")
+    assert [row[0] for row in rows[7:]] == ["bpe_untied", "wide", "kron", "bpe_untied_usual",
+                                            "bpe_tied_usual"]
+    assert rows[9][3] == "bpe_untied" and rows[9][4].startswith("+0.11")
     write_tsv(planned_runs / "out" / "contrasts.tsv", CONTRAST,
               ["q1?", "kron", "bpe_untied", "confirmatory"])
     assert call(compare.main, *argv, cwd=planned_runs) == 0
-    assert (planned_runs / "a.md").read_text().startswith("**Yes, for the lowest loss: kron")
+    assert (planned_runs / "a.md").read_text().startswith("**Yes, for the lowest loss among these")
     write_tsv(planned_runs / "out" / "contrasts.tsv", CONTRAST)
     assert "contrasts.tsv has" in refuse(compare.main, "out", "--answers=b", cwd=planned_runs)
 
