@@ -32,21 +32,18 @@ from lib.tables import markdown_table
 from model import CODES
 from train import make_optimizer, train_step
 
-WARMUP = 2  # uncounted rounds: memory is allocated, graphs are compiled
-
-
 def measure(works, rounds):
     """{name: work(i)} -> {name: {"ms", "ratio" to the last}}, a list over rounds each. A round runs
     each work once, until the GPU is done, if there is one."""
     ms = {name: [] for name in works}
     wait = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
-    for i in tqdm(range(WARMUP + rounds), "rounds", leave=False):
+    for i in tqdm(range(-2, rounds), "rounds", leave=False):  # two to allocate and to compile
         for name, work in works.items():
             wait()
             start = time.perf_counter()
-            work(i)
+            work(i + 2)
             wait()
-            if i >= WARMUP:
+            if i >= 0:
                 ms[name].append(1e3 * (time.perf_counter() - start))
     last = list(ms.values())[-1]
     return {name: {"ms": mine, "ratio": [a / b for a, b in zip(mine, last)]}
@@ -57,14 +54,6 @@ def spread(values, digits):
     """Numbers -> "median (lowest - highest)"."""
     middle, low, high = statistics.median(values), min(values), max(values)
     return f"{middle:,.{digits}f} ({low:,.{digits}f} - {high:,.{digits}f})"
-
-
-def compiled(module, config):
-    """A module as a config wants it to run."""
-    if config.compile != "True":
-        return module
-    torch._dynamo.config.recompile_limit = 64  # arms share code that is compiled for each
-    return torch.compile(module)
 
 
 def every_input():
@@ -98,7 +87,7 @@ def read_arms(args, default, both_forms):
 def input_alone(config, data, device):
     """(forward and backward of an input as a function of the round, its memory in MB)."""
     module = build_model(asdict(config) | {"n_layer": 1}, data.tokenizer).transformer.wte.to(device)
-    forward, batches = compiled(module, config), []
+    forward, batches = torch.compile(module) if config.compile == "True" else module, []
     for first in range(0, 8 * config.batch_size, config.batch_size):
         blocks = sequence_blocks(data.blocks("train"), config.seed, first, config.batch_size)
         batches.append(to_device(data.read("train", blocks), device)[0].flatten())
@@ -116,7 +105,8 @@ def input_alone(config, data, device):
 def whole_step(config, data, device):
     """(train.py's own step as a function of its number, {})."""
     model = build_model(asdict(config), data.tokenizer).to(device)
-    optimizer, forward = make_optimizer(model, config), compiled(model, config)
+    optimizer = make_optimizer(model, config)
+    forward = torch.compile(model) if config.compile == "True" else model
     scaler = torch.amp.GradScaler(device.type, enabled=config.dtype == "float16")
     return lambda i: train_step(i, forward, model, optimizer, scaler, data, config), {}
 
@@ -128,19 +118,19 @@ def main():
     parser.add_argument("--rounds", type=whole_number, default=11, help="how often all is measured")
     parser.add_argument("--out", help="write OUT.json")
     args, options = parser.parse_known_args()
-    make, default = whole_step, ["configs/kron.py", "configs/bpe_untied.py"]
-    if args.what == "codes":
-        make, default = input_alone, every_input()
-    arms = read_arms([*args.configs, *options], default, args.what == "codes")
+    codes = args.what == "codes"
+    default = every_input() if codes else ["configs/kron.py", "configs/bpe_untied.py"]
+    arms = read_arms([*args.configs, *options], default, both_forms=codes)
     config = next(iter(arms.values()))
     data, device = Data(config.dataset, config.block_size), start_ranks(config.device)
     torch.set_float32_matmul_precision("high")  # as in training
+    torch._dynamo.config.recompile_limit = 64  # arms share code, which is compiled for each
     about = describe_machine(device, 1)
     print(f"{about['hardware']}, torch {about['torch']}, commit {about['commit']}\n"
           f"{config.batch_size} x {config.block_size} tokens of {config.dataset}, a step has "
-          f"{config.gradient_accumulation_steps} such; {config.n_layer} layers, "
-          f"d {config.n_embd}, V {data.tokenizer.vocab_size:,}, {config.dtype}, "
-          f"compile={config.compile}\n")
+          f"{config.gradient_accumulation_steps} such; {config.n_layer} layers, d {config.n_embd}, "
+          f"V {data.tokenizer.vocab_size:,}, {config.dtype}, compile={config.compile}\n")
+    make = input_alone if codes else whole_step
     made = {name: make(arm, data, device) for name, arm in arms.items()}
     result = measure({name: work for name, (work, _) in made.items()}, args.rounds)
     rows = []

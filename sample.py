@@ -3,14 +3,13 @@
     python sample.py                       # what two models noticed of a word they have never seen
     python sample.py out/tiny-kron-s1 out/tiny-bpe_untied-s1             # the same of these two
     python sample.py --interactive                                       # your own prompts
-    python sample.py out/tiny-kron-s1 --prompt="Return the length of" --temperature=0.8 --top_k=50
+    python sample.py out/tiny-kron-s1 --prompt="Return the length of" --temperature=0.8
     python sample.py results/demo --prompt="Return the"                # every .pt file in a folder
 
 Without a run it takes the newest pair under out/, else two checkpoints that the repository carries.
 """
 import itertools
 import math
-import re
 import shutil
 import textwrap
 from pathlib import Path
@@ -26,18 +25,15 @@ from probes.echo import echo_nats, read_prompts
 from probes.shared import DEVICE
 
 CARRIED = ROOT / "results" / "demo"  # the checkpoints that the repository carries
-READABLE = math.log(60)  # nats per token: what models of a small vocabulary say begins to read well
-OWN_PROMPT = re.compile(r"\{([^{}|]+)\|([^{}|]+)\}")  # {fucntion|function}
 
 EXPLAINED = """
-Each prompt has a misspelled or made-up word, and ends where it could be said again. Models as small
-as these seldom say it. What they have noticed is in the bars, the echo of the word: how many times
-likelier it is there because the prompt had it and not the clean word in its place; beside it the
-clean word, likewise. Six # are a nat, which is a factor of 2.7; a bar that ends in > is longer.
+Each prompt has a misspelled or made-up word, and ends where it could be said again. Small models
+seldom say it; above a perplexity of about 60 their text is not worth reading. The bars show what
+they noticed: how many times likelier the word is there because the prompt had it and not the clean
+word, and beside it the clean word likewise. Six # are a nat, which is a factor of 2.7; a bar that
+ends in > is longer.
 """
 
-
-# ---- which models ------------------------------------------------------------------------------
 
 def checkpoints(path):
     """The .pt files of a folder that is no run, else the path itself."""
@@ -53,12 +49,10 @@ def demo_runs():
     pairs = {}  # {what a pair shares: {code: folder}}
     for run in runs:
         config = run["header"]["config"]
-        if config["head"] == "table":
-            shared = [config[k] for k in ("dataset", "max_steps", "n_layer", "n_embd", "seed")]
-            pair = pairs.setdefault(str([run["header"]["data"], *shared]), {})
-            pair.setdefault(config["code"], run["name"])
-    for pair in pairs.values():
-        if {"kron", "learned"} <= pair.keys():
+        shared = [config[k] for k in ("dataset", "max_steps", "n_layer", "n_embd", "seed", "head")]
+        pair = pairs.setdefault(str([run["header"]["data"], *shared]), {})
+        pair.setdefault(config["code"], run["name"])
+        if config["head"] == "table" and {"kron", "learned"} <= pair.keys():
             print("the newest pair under out/")
             return [pair["kron"], pair["learned"]]
     print("two checkpoints that come with the repository; your own are shown once out/ has some")
@@ -66,35 +60,17 @@ def demo_runs():
 
 
 def load_models(paths, device, quiet=False):
-    """Checkpoints -> ([(name, model, tokenizer), ...], the highest of their best validation
-    losses). Prints which each is, unless `quiet`."""
-    models, losses = [], []
+    """Checkpoints -> [(name, model, tokenizer), ...]. Prints which each is, unless `quiet`."""
+    models = []
     for path in map(Path, paths):
         model, tok, checkpoint = load_model(path, device)
-        config, (loss, _) = checkpoint["config"], checkpoint["best"]
-        name = path.stem if path.is_file() else path.name
+        config = checkpoint["config"]
+        models.append((path.stem if path.is_file() else path.name, model, tok))
         if not quiet:
-            print(f"  {name}: {config['arm']}, step {checkpoint['step']:,} of "
+            print(f"  {models[-1][0]}: {config['arm']}, step {checkpoint['step']:,} of "
                   f"{config['max_steps']:,} on {config['dataset']}, "
-                  f"perplexity {math.exp(loss):.0f}")
-        models.append((name, model, tok))
-        losses.append(loss)
-    return models, max(losses)
-
-
-# ---- text --------------------------------------------------------------------------------------
-
-def side_by_side(columns):
-    """Print texts in columns: [(title, text), ...]."""
-    width = max(20, (shutil.get_terminal_size((110, 24)).columns + 3) // len(columns) - 3)
-    cells = []
-    for title, text in columns:
-        cells.append([title, "-" * len(title)])
-        for line in text.split("\n"):
-            cells[-1] += textwrap.wrap(line, width) or [""]
-    for row in itertools.zip_longest(*cells, fillvalue=""):
-        print(" | ".join(cell.ljust(width) for cell in row).rstrip())
-    print()
+                  f"perplexity {math.exp(checkpoint['best'][0]):.0f}")
+    return models
 
 
 def show_texts(models, prompt, seed, how):
@@ -110,13 +86,19 @@ def show_texts(models, prompt, seed, how):
         text, = continue_text(model, tok, ids, seed, **how)
         # newlines alone would scroll the screen and show nothing
         texts.append((name, text if text.strip() else repr(text)[1:-1]))
-    if len(models) > 1:
-        side_by_side(texts)
-    else:
+    if len(texts) == 1:
         print(prompt + texts[0][1])
+        return
+    width = max(20, (shutil.get_terminal_size((110, 24)).columns + 3) // len(texts) - 3)
+    cells = []
+    for name, text in texts:
+        cells.append([name, "-" * len(name)])
+        for line in text.split("\n"):
+            cells[-1] += textwrap.wrap(line, width) or [""]
+    for row in itertools.zip_longest(*cells, fillvalue=""):
+        print(" | ".join(cell.ljust(width) for cell in row).rstrip())
+    print()
 
-
-# ---- the copying demo --------------------------------------------------------------------------
 
 def bar(nats, width=24):
     """How many times likelier, as text of a fixed width: six # a nat, > at the end of a bar that is
@@ -140,47 +122,32 @@ def show_echo(models, template, clean, written):
     print()
 
 
-def echo_demo(models, how, seed, loss):
-    """Four prompts of prompts/echo.tsv: the models' texts, left out where their highest validation
-    `loss`, in nats, is too high for reading, and how much likelier the word became."""
+def echo_demo(models, how, seed):
+    """Four prompts of prompts/echo.tsv: the models' texts, and how much likelier a word became."""
     print(EXPLAINED)
     for i, row in enumerate(read_prompts(ROOT / "prompts" / "echo.tsv")[:4]):
         written = row["typo"] if i < 3 else row["novel"]
         start, between, _ = row["template"].split("{}")
         prompt = (start + written + between).rstrip()
         print(f'"{prompt}"\n')
-        if loss < READABLE:
-            show_texts(models, prompt, seed, how)
+        show_texts(models, prompt, seed, how)
         show_echo(models, row["template"], row["clean"], written)
-    if loss >= READABLE:
-        print(f"Their text is left out: it is not worth reading before a perplexity of about "
-              f"{math.exp(READABLE):.0f}.\npython sample.py RUN --prompt=... shows it.")
     print("The same over all of prompts/echo.tsv, with intervals: python probe.py echo RUN...\n"
           "Your own prompts: python sample.py --interactive")
 
 
 def interactive(models, how, seed):
-    """Prompts from standard input until it ends, each continued; copying is measured where a word
-    is {fucntion|function}."""
-    print("A prompt a line; Ctrl-D ends. Copying is measured where a word is {odd|usual}, as in\n"
-          "Call the {fucntion|function} twice. The second time, the")
+    """Prompts from standard input until it ends, each continued."""
+    print("A prompt a line; Ctrl-D ends.")
     while True:
         try:
-            line = input("> ")
+            show_texts(models, input("> "), seed, how)
         except EOFError:
             print()
             return
-        pairs = OWN_PROMPT.findall(line)
-        try:
-            show_texts(models, OWN_PROMPT.sub(r"\1", line), seed, how)
-            if len(pairs) == 1 and "{}" not in line:
-                template = OWN_PROMPT.sub("{}", line).rstrip() + " {}"
-                show_echo(models, template, clean=pairs[0][1], written=pairs[0][0])
         except InputError as error:
             print(error)
 
-
-# ---- the command -------------------------------------------------------------------------------
 
 def main():
     parser = Parser(description=__doc__)
@@ -190,26 +157,21 @@ def main():
     parser.add_argument("--interactive", action="store_true", help="prompts as you type them")
     parser.add_argument("--max_new_tokens", type=whole_number, default=60)
     parser.add_argument("--temperature", type=float, default=0.7, help="0 is greedy")
-    parser.add_argument("--top_k", type=whole_number)
     parser.add_argument("--top_p", type=float, default=0.9)
     parser.add_argument("--seed", type=int, default=42)
     args = parser.parse_args()
-    if not (0 <= args.temperature < math.inf and 0 < args.top_p < math.inf
-            and 0 <= args.seed < 2**62):
-        raise InputError("--temperature and --seed must be 0 or more, --top_p above 0")
-    if args.prompt != args.prompt.encode(errors="replace").decode():
-        raise InputError("--prompt is not UTF-8")
-    how = {key: getattr(args, key) for key in ("max_new_tokens", "temperature", "top_k", "top_p")}
+    if not (0 <= args.temperature < math.inf and 0 < args.top_p < math.inf):
+        raise InputError("--temperature must be 0 or more, --top_p above 0")
+    how = {key: getattr(args, key) for key in ("max_new_tokens", "temperature", "top_p")}
     given = [path for run in args.runs for path in checkpoints(run)]
-    demo = not args.prompt and len(given) != 1
-    quiet = given and not demo and not args.interactive
-    models, loss = load_models(given or demo_runs(), DEVICE, quiet)
+    text = not args.interactive and (args.prompt or len(given) == 1)
+    models = load_models(given or demo_runs(), DEVICE, quiet=bool(text and given))
     if args.interactive:
         interactive(models, how, args.seed)
-    elif demo:
-        echo_demo(models, how, args.seed, loss)
-    else:
+    elif text:
         show_texts(models, args.prompt, args.seed, how)
+    else:
+        echo_demo(models, how, args.seed)
 
 
 if __name__ == "__main__":

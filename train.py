@@ -2,7 +2,8 @@
 
     python train.py configs/tiny.py configs/kron.py          # a small CPU run, out/tiny-kron-s1337
     python train.py configs/tiny.py configs/kron.py --seed=2 --max_steps=500
-    python train.py configs/kron.py --dry_run=1x4090         # what it takes there; runs nothing
+    python train.py configs/tiny.py configs/kron.py --overwrite     # anew; the old one is NAME.old
+    python train.py configs/kron.py --dry_run=1x4090         # what it takes there; or =8, =T4
     torchrun --standalone --nproc_per_node=8 train.py configs/kron.py    # GPT-2 124M on eight GPUs
 
 Config files are plain assignments of literals; they compose left to right, then --key=value. Data
@@ -27,9 +28,9 @@ from lib.data import Data, sequence_blocks, text_bytes, to_device
 from lib.distributed import (any_rank, autocast, local_rank, print0, rank, refuse_differences,
                              start_ranks, stop_signals, sum_ranks, world_size)
 from lib.errors import InputError, run, write_atomic
-from lib.evaluate import InputWatch, evaluate, input_norm
-from lib.generation import one_line_sample, refuse_context
-from lib.hardware import GPUS, Hardware, dry_run, peak_flops
+from lib.evaluate import InputWatch, evaluate
+from lib.generation import refuse_context
+from lib.hardware import GPUS, Hardware, dry_run
 from lib.plots import loss_picture
 from lib.provenance import describe_machine
 from lib.run_folder import RunFolder, build_model
@@ -63,11 +64,9 @@ def make_optimizer(model, config):
 
 
 def train_step(step, forward, model, optimizer, scaler, data, config):
-    """One step: its batch, forward and backward in micro-batches, clipping, AdamW.
-
-    Returns (loss of this rank's share, gradient norm before clipping, checksum of its tokens); the
-    first two stay on the device, so that nothing waits for it. bench.py times this very function.
-    """
+    """One step: its batch, forward and backward in micro-batches, clipping, AdamW. Returns (loss of
+    this rank's share, gradient norm before clipping, checksum of its tokens); the first two stay on
+    the device, so that nothing waits for it. bench.py times this very function."""
     lr = learning_rate(step, config)
     for group in optimizer.param_groups:
         group["lr"] = lr * group["lr_mult"]
@@ -102,8 +101,7 @@ def train_step(step, forward, model, optimizer, scaler, data, config):
 
 @torch.no_grad()
 def validate(forward, data, blocks, config, device):
-    """Mean loss in nats and bits per byte over those validation blocks, which are dealt to the
-    ranks and summed in float64."""
+    """Mean loss in nats and bits per byte over validation blocks, summed over ranks in float64."""
     mine = blocks[rank()::world_size()]
     width = text_bytes(data.tokenizer)
     sums = torch.zeros(3, dtype=torch.float64)  # nats, tokens, bytes
@@ -116,20 +114,18 @@ def validate(forward, data, blocks, config, device):
         with autocast(device, config.dtype):
             mean = forward(x, y)
         tokens = len(rows) * config.block_size
-        nats, size = mean.item() * tokens, width[rows[:, 1:]].sum()
-        sums += torch.tensor([nats, tokens, size], dtype=torch.float64)
+        found = mean.item() * tokens, tokens, width[rows[:, 1:]].sum()
+        sums += torch.tensor(found, dtype=torch.float64)
     forward.train()
     nats, tokens, size = sum_ranks(sums).tolist()
     return nats / tokens, nats / math.log(2) / size
 
 
 class Progress:
-    """The steps since the last line of the log: their time, and their gradient norms, still on the
-    device."""
+    """The steps since the last line of the log: their time, and gradient norms on the device."""
 
-    def __init__(self, folder, model, scaler, config, step):
+    def __init__(self, folder, scaler, config, step):
         self.folder, self.scaler, self.config = folder, scaler, config
-        self.flops, self.peak = model.flops_per_token(), peak_flops(model.device, world_size())
         self.logged, self.logged_at = step, time.perf_counter()
         self.norms, self.clipped = [], []  # clipped: whether, since a validation or resume
 
@@ -144,9 +140,9 @@ class Progress:
         whose scaler skips such a step and halves its scale, only if that does not help."""
         norms = torch.stack(self.norms).tolist() if self.norms else []
         helps = self.scaler.is_enabled() and self.scaler.get_scale() >= 1
-        for i, norm in enumerate(norms):
+        for step, norm in enumerate(norms, self.logged + 1):
             if not math.isfinite(norm) and not helps:
-                raise self.diverged(self.logged + 1 + i, "the gradient norm is not finite")
+                raise self.diverged(step, "the gradient norm is not finite")
         return norms
 
     def log_step(self, step, loss, crc):
@@ -162,8 +158,6 @@ class Progress:
                          "ms": seconds * 1e3, "tokens_per_s": rate, "batch_crc": int(crc)})
         line = (f"step {step}/{config.max_steps} | loss {loss:.4f} | lr {lr:.2e} | "
                 f"{seconds * 1e3:.0f} ms | {rate:,.0f} tokens/s")
-        if self.peak:
-            line += f" | MFU {100 * rate * self.flops / self.peak:.1f} %"
         if step > 1:  # the first one compiles
             line += f" | {timedelta(seconds=int(seconds * (config.max_steps - step)))} left"
         print0(line)
@@ -195,7 +189,7 @@ def train(config, arm, overwrite):
         data.verify()
     torch.set_float32_matmul_precision("high")  # TF32 for what autocast leaves in float32
     model = build_model(asdict(config), data.tokenizer).to(device)
-    refuse_context(model, f"code '{config.code}'")
+    refuse_context(model)
     optimizer = make_optimizer(model, config)
     scaler = torch.amp.GradScaler(device.type, enabled=config.dtype == "float16")
     folder = RunFolder(config, arm, data, overwrite)
@@ -216,7 +210,7 @@ def train(config, arm, overwrite):
     count = max(1, min(config.eval_tokens // config.block_size, data.blocks("val")))
     blocks = [i * data.blocks("val") // count for i in range(count)]
     watch = InputWatch(model, data, blocks)
-    progress = Progress(folder, model, scaler, config, step)
+    progress = Progress(folder, scaler, config, step)
     due_steps = {*range(0, config.max_steps, config.eval_interval), config.max_steps}
 
     while True:
@@ -225,17 +219,14 @@ def train(config, arm, overwrite):
             val_loss, bits_per_byte = validate(forward, data, blocks, config, device)
             if not val_loss < 700:  # past that the perplexity is no float; NaN is not below either
                 raise progress.diverged(step, f"the validation loss is {val_loss}")
-            rms, update_ratio = watch.measure()
             clipped = sum(progress.clipped) / max(1, len(progress.clipped))
             folder.log({"step": step, "val_loss": val_loss, "val_ppl": math.exp(val_loss),
-                        "val_bpb": bits_per_byte, "input_norm": input_norm(model),
-                        "input_rms": rms, "input_speed": update_ratio, "clipped": clipped})
+                        "val_bpb": bits_per_byte, **watch.measure(), "clipped": clipped})
             print0(f"step {step}/{config.max_steps} | validation loss {val_loss:.4f} nats, "
                    f"perplexity {math.exp(val_loss):.2f}, {bits_per_byte:.4f} bits/byte{of_kept}")
             folder.best = min(folder.best, [val_loss, step])
             if rank() == 0:
                 loss_picture(folder.records, config.name, folder.path / "loss.png")
-            print0(one_line_sample(model, data.tokenizer))
             progress.clipped = []
         if due or stopping:
             progress.finite_norms()
@@ -268,10 +259,11 @@ def train(config, arm, overwrite):
 def main():
     config, arm, flags = compose(sys.argv[1:])
     if flags["help"]:
-        print(__doc__ + explain(config))
+        print(__doc__, explain(config), sep="\n")
         return
     if flags["dry_run"]:
         count, name = flags["dry_run"]
+        config.device = "cuda"  # whatever this machine has
         check(config, count, Hardware(count, GPUS[name].capability))
         return dry_run(config, arm, count, name)
     check(config, world_size())
@@ -281,8 +273,8 @@ def main():
         if not re.search("out of memory|can't allocate memory|ALLOC_FAILED", str(error)):
             raise
         raise InputError(f"out of memory with {config.batch_size} sequences at once; half the "
-                         "--batch_size with twice the --gradient_accumulation_steps takes less, "
-                         "and this run goes on with them") from None
+                         "--batch_size with twice the --gradient_accumulation_steps goes on "
+                         "from the last checkpoint") from None
 
 
 if __name__ == "__main__":

@@ -58,13 +58,6 @@ class Config(GPTConfig):
 
 TYPES = {f.name: f.type for f in fields(Config)}
 
-# Options that are no keys of a run.
-FLAGS = {
-    "overwrite": "start over; the run that is there becomes NAME.old, in the place of an older one",
-    "dry_run": "say what it takes on one H100 (=8, =T4, =2x4090: on others); runs nothing",
-    "help": "print this",
-}
-
 # The lowest value of keys, and the highest. What the model needs, it checks itself.
 LOWEST = dict.fromkeys(("seed", "vocab_size", "min_lr", "warmup_steps", "beta1", "beta2",
                         "weight_decay", "grad_clip", "embed_std"), 0)
@@ -80,16 +73,12 @@ def readers(key):
 
 
 def explain(config):
-    """What --help prints of every flag, and of every key: its value and its comment; of an arm's
-    own key, which codes have it."""
+    """What --help prints of every key: its value and its comment, or which codes have it."""
     field = re.compile(r"^    (\w+): \w+ = [^#\n]*# (.*)$", re.M)
     comments = {key: f"of code {readers(key)}" for key in OPTIONS}
     comments |= field.findall(inspect.getsource(Architecture) + inspect.getsource(Config))
-    lines = [f"  {'--' + flag:40} {text}" for flag, text in FLAGS.items()] + [""]
-    for key in TYPES:
-        option = f"--{key}={getattr(config, key)}"
-        lines.append(f"  {option:40} {comments.get(key, '')}".rstrip())
-    return "\n".join(lines)
+    options = {key: f"--{key}={getattr(config, key)}" for key in TYPES}
+    return "\n".join(f"  {options[key]:40} {comments.get(key, '')}" for key in TYPES)
 
 
 def assign(config, key, value, where):
@@ -139,8 +128,7 @@ def modernise(config):
 
 
 def parse_value(key, text):
-    """The value of --key=text: the text itself where the key is a str, else the literal it is.
-    What is no literal stays text, and `assign` says that it has the wrong type."""
+    """The value of --key=text: the literal, or the text where it is none or the key is a str."""
     if TYPES.get(key) is not str:
         with suppress(ValueError, SyntaxError, RecursionError, MemoryError):
             return ast.literal_eval(text)
@@ -148,10 +136,10 @@ def parse_value(key, text):
 
 
 def compose(argv):
-    """Command line -> (Config, its arm's name, flags: {flag of FLAGS: whether it is given, or of
-    dry_run (how many GPUs, which)}). InputError for what cannot be meant."""
+    """Command line -> (Config, its arm's name, flags: {"overwrite", "help": whether it is given,
+    "dry_run": (how many GPUs, which) or False}). InputError for what cannot be meant."""
     config, arm, names, given = Config(), "bpe_tied", [], set()
-    flags = dict.fromkeys(FLAGS, False)
+    flags = {"overwrite": False, "help": False, "dry_run": False}
     size = 0  # how many names stand before the dataset's: up to that of the file that sets it
     for path in (arg for arg in argv if not arg.startswith("-")):
         values = read_config(path)
@@ -168,7 +156,7 @@ def compose(argv):
         key, equals, text = option.removeprefix("--").partition("=")
         if key == "dry_run":
             flags[key] = parse_gpus(text or "1")
-        elif key in FLAGS and not equals:
+        elif key in flags and not equals:
             flags[key] = True
         elif not equals:
             raise InputError(f"{option}: options are written --key=value; --help shows them")

@@ -17,12 +17,10 @@ class Data:
 
     Block i of a split is tokens i*T .. (i+1)*T inclusive: T inputs and, shifted by one, T targets.
     The files stay open: a run goes on reading them if the folder is replaced meanwhile. InputError
-    if anything is amiss.
-    """
+    if anything is amiss."""
 
     def __init__(self, name, block_size):
-        self.folder = folder = Path("data") / name
-        self.block_size, self.files = block_size, {}
+        folder, self.block_size, self.files = Path("data") / name, block_size, {}
         if not (folder / "meta.json").is_file():
             there = ", ".join(sorted(p.parent.name for p in Path("data").glob("*/meta.json")))
             raise InputError(f"{folder}: no prepared data there (data/ has: {there or 'nothing'}); "
@@ -32,37 +30,29 @@ class Data:
             if meta.pop("checksum") != hashlib.sha256(json.dumps(meta).encode()).hexdigest():
                 raise ValueError("it does not have the hash it was written with")
             self.tokenizer = tokenizer.from_state(meta["tokenizer"])
-            self.dtype, self.tokens = np.dtype(meta["dtype"]), meta["tokens"]
-            self.sha256 = meta["sha256"]
-            self.kept = meta.get("kept", 1.0)  # share of the characters that decoding gives back
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"{folder}/meta.json is damaged ({type(error).__name__}: {error}); "
-                             "prepare the data again") from None
+            raise InputError(f"{folder}/meta.json is damaged ({error}); prepare again") from None
+        self.dtype, self.tokens = np.dtype(meta["dtype"]), meta["tokens"]
+        self.sha256 = meta["sha256"]
+        self.kept = meta.get("kept", 1.0)  # share of the characters that decoding gives back
         for split, tokens in self.tokens.items():
             path = folder / f"{split}.bin"
             if not path.is_file() or path.stat().st_size != tokens * self.dtype.itemsize:
-                raise InputError(f"{path} is missing or does not have the {tokens:,} tokens that "
-                                 "meta.json says; prepare the data again")
+                raise InputError(f"{path} is missing or not {tokens:,} tokens long; prepare again")
             if tokens <= block_size:
                 raise InputError(f"{path} has {tokens:,} tokens, a block needs {block_size + 1:,}: "
                                  f"--block_size={tokens - 1} or less fits")
             self.files[split] = open(path, "rb")
 
     def verify(self):
-        """Read all of it. InputError unless the files have the hashes of meta.json and hold ids of
-        the vocabulary only."""
+        """Read all of it. InputError unless the files have the hashes of meta.json."""
         for split, file in self.files.items():
             file.seek(0)
             if hashlib.file_digest(file, "sha256").hexdigest() != self.sha256[split]:
-                raise InputError(f"{file.name} does not have the hash that meta.json says; "
-                                 "prepare the data again")
-            if self.map(split).max() >= self.tokenizer.vocab_size:
-                raise InputError(f"{file.name} holds ids beyond the vocabulary of "
-                                 f"{self.tokenizer.vocab_size:,}")
+                raise InputError(f"{file.name} does not have the hash in meta.json; prepare again")
 
     def map(self, split):
-        """The split's tokens as a memory map; made anew each time, so that pages read do not pile
-        up in this process."""
+        """The split's tokens as a memory map, a new one each time: pages read do not pile up."""
         return np.memmap(self.files[split], self.dtype, mode="r")
 
     @functools.cached_property
@@ -85,14 +75,12 @@ class Data:
 
 @functools.lru_cache(maxsize=2)
 def epoch_order(blocks, seed, epoch):
-    """The order in which an epoch visits the blocks. RandomState's stream is frozen: the same in
-    every numpy version."""
+    """The order in which an epoch visits the blocks. RandomState is the same in every numpy."""
     return np.random.RandomState([seed, epoch]).permutation(blocks)
 
 
 def sequence_blocks(blocks, seed, first, count):
-    """Which blocks the training sequences number first .. first + count - 1 are: every block once
-    an epoch, epochs shuffled."""
+    """The blocks of training sequences first .. first + count - 1: epochs, each shuffled."""
     sequences = range(first, first + count)
     return [int(epoch_order(blocks, seed, i // blocks)[i % blocks]) for i in sequences]
 

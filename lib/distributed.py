@@ -2,7 +2,6 @@
 import os
 import platform
 import signal
-from contextlib import nullcontext
 
 import torch
 import torch.distributed as dist
@@ -26,8 +25,7 @@ def world_size():
 
 
 def start_ranks(name):
-    """Make the process group, if there are several ranks; returns this rank's device, of a Config's
-    device "cuda", "mps" or "cpu"."""
+    """Make the process group, if there are several ranks; returns this rank's device."""
     device = torch.device("cuda", local_rank()) if name == "cuda" else torch.device(name)
     if world_size() == 1:
         return device
@@ -86,9 +84,7 @@ def refuse_differences(facts):
 
 def autocast(device, dtype):
     """The context in which a model runs: half-precision products, or plain float32."""
-    if dtype == "float32":
-        return nullcontext()
-    return torch.autocast(device.type, getattr(torch, dtype))
+    return torch.autocast(device.type, getattr(torch, dtype), enabled=dtype != "float32")
 
 
 def stop_signals():

@@ -1,6 +1,10 @@
 """What a run measures besides its loss: at each validation the scale of its input and the update
 ratio; at the last step the nats of the whole validation split, summed by groups: eval.npz.
-compare.py resamples its documents, `probe.py tokens` reads its groups.
+
+The loss in compare.py's tables is that of the whole split: sum(doc_nats) / sum(doc_tokens). A table
+of which one run has no eval.npz of the same documents shows the last val_loss of log.jsonl instead,
+which is of about eval_tokens of the split. compare.py resamples documents for its intervals, and
+`probe.py tokens` reads the groups.
 
     doc_nats, doc_tokens, doc_bytes (N,)   of each document (of neighbouring ones, past 5,000),
                                            the <|endoftext|> that ends it being one of its tokens
@@ -41,7 +45,7 @@ class InputWatch:
         distinct, count = np.unique(ids, return_counts=True)
         self.ids = torch.from_numpy(distinct.astype(np.int64)).to(model.device)
         self.share = torch.from_numpy(count / ids.size).float().to(model.device)
-        self.embed, self.before = torch.no_grad()(model.embed), None
+        self.model, self.embed, self.before = model, torch.no_grad()(model.embed), None
 
     def rms(self, vectors):
         """Root mean square per coordinate of vectors (n, d), one for each distinct id."""
@@ -52,12 +56,14 @@ class InputWatch:
         self.before = self.embed(self.ids)
 
     def measure(self):
-        """(rms(e), rms(delta e) / rms(e) since `remember`, or None where that was not called)."""
-        now, ratio = self.embed(self.ids), None
+        """{"input_norm", "input_rms": rms(e), "input_speed"}. The last is the update ratio since
+        `remember`, rms(delta e) / rms(e), or None where that was not called."""
+        now, speed = self.embed(self.ids), None
         if self.before is not None:
-            ratio = self.rms(now - self.before) / max(self.rms(self.before), 1e-30)
+            speed = self.rms(now - self.before) / max(self.rms(self.before), 1e-30)
         self.before = None
-        return self.rms(now), ratio
+        return {"input_norm": input_norm(self.model), "input_rms": self.rms(now),
+                "input_speed": speed}
 
 
 @torch.no_grad()
@@ -92,8 +98,7 @@ def evaluate(model, data, config, epochs):
     given = tokens[:-1]  # the input token that stood before each scored one
     token_nats, token_count = np.bincount(given, nats, V), np.bincount(given, minlength=V)
 
-    seen = np.round(data.train_counts * epochs).astype(np.int64)
-    seen_bin = np.where(seen > 0, np.floor(np.log2(np.maximum(seen, 1))) + 1, 0).astype(int)
+    seen = np.frexp(np.round(data.train_counts * epochs))[1]  # how many bits the number has
     length = np.array([len(token) for token in raw])
     scripts = [tokenizer.script_of(token.decode(errors="replace")) for token in raw]
     names, script = np.unique(scripts, return_inverse=True)
@@ -105,11 +110,10 @@ def evaluate(model, data, config, epochs):
     document //= -(-(document[-1] + 1) // 5_000)
     size = np.bincount(document, text_bytes(tok)[tokens[1:]])
 
-    found = {"script_names": names, "doc_nats": np.bincount(document, nats),
+    found = {"script_names": names, "doc_nats": np.bincount(document, nats).astype(np.float32),
              "doc_tokens": np.bincount(document), "doc_bytes": size.astype(np.int64)}
-    groups = {"seen": seen_bin, "length": length, "script": script, "shared": shared}
+    groups = {"seen": seen, "length": length, "script": script, "shared": shared}
     for what, group in groups.items():
-        found[f"{what}_nats"] = np.bincount(group, token_nats)
+        found[f"{what}_nats"] = np.bincount(group, token_nats).astype(np.float32)
         found[f"{what}_tokens"] = np.bincount(group, token_count).astype(np.int64)
-    return {name: x.astype(np.float32) if x.dtype == np.float64 else x
-            for name, x in found.items()}
+    return found

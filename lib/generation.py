@@ -1,6 +1,5 @@
 """Ids -> the next ids -> text: a KV cache, sampling."""
 import itertools
-import math
 
 import torch
 
@@ -23,52 +22,42 @@ class KVCache:
 
 
 @torch.no_grad()
-def refuse_context(model, name):
-    """InputError if a model's input vectors change when its tokens come one at a time: an arm may
-    read each token's own id alone, or a token could not be sampled with a KV cache."""
+def refuse_context(model):
+    """InputError if a model's input vectors change when its tokens come one at a time, as they do
+    with a KV cache: an arm may read each token's own id alone."""
     ids = torch.arange(8, device=model.device).unsqueeze(0) % model.config.vocab_size
     alone = torch.cat([model.embed(one) for one in ids.split(1, dim=1)], dim=1)
     if not torch.allclose(model.embed(ids), alone, rtol=1e-2, atol=1e-2):
-        raise InputError(f"{name}: its input reads more than each token's own id; an arm's forward "
-                         "may depend on the id alone")
+        raise InputError(f"code '{model.config.code}': its input reads more than each token's own "
+                         "id; an arm's forward may depend on the id alone")
 
 
 @torch.no_grad()
-def generate(model, ids, max_new_tokens, temperature=1.0, top_k=None, top_p=None, generator=None,
-             use_cache=True):
+def generate(model, ids, max_new_tokens, temperature=1.0, top_p=1.0, generator=None):
     """Continue ids (B, T), 1 <= T <= block_size. Yields the next ids (B,), `max_new_tokens` times.
-
     Past block_size the older half of the context is dropped and the rest is computed again, so that
-    a token costs the same on average. `use_cache` changes the cost and not the ids.
-    """
-    cache, head = None, model.head_rows()
+    a token costs the same on average."""
+    cache, head = KVCache(), model.head_rows()
     sayable = model.config.vocab_size if model.head_code is None else len(head[0])
+    new = ids
     for _ in range(max_new_tokens):
         if ids.size(1) > model.config.block_size:
-            ids, cache = ids[:, -max(1, model.config.block_size // 2):], None
-        new = ids[:, -1:] if cache else ids
-        if use_cache:
-            cache = cache or KVCache()
+            new = ids = ids[:, -max(1, model.config.block_size // 2):]
+            cache = KVCache()
         logits = model.logits(model.hidden(new, cache)[:, -1], head)[:, :sayable].float()
-        next_ids = choose(logits, temperature, top_k, top_p, generator)
-        ids = torch.cat((ids, next_ids.unsqueeze(1)), dim=1)
+        next_ids = choose(logits, temperature, top_p, generator)
+        new = next_ids.unsqueeze(1)
+        ids = torch.cat((ids, new), dim=1)
         yield next_ids
 
 
-def choose(logits, temperature, top_k, top_p, generator):
-    """Sample ids (B,) from logits (B, V): greedy at temperature 0, else among the top_k,
-    else within the top_p of the probability."""
+def choose(logits, temperature, top_p, generator):
+    """Sample ids (B,) from logits (B, V), the likeliest at temperature 0, else within top_p."""
     if temperature == 0:
         return logits.argmax(-1)
-    logits = logits / temperature
-    if top_k is not None:
-        smallest = logits.topk(min(top_k, logits.size(-1))).values[:, -1:]
-        logits = logits.masked_fill(logits < smallest, -math.inf)
-    probs = logits.softmax(-1)
-    if top_p is not None:
-        ordered, order = probs.sort(-1, descending=True)
-        ordered[ordered.cumsum(-1) - ordered >= top_p] = 0.0  # keeps the id that crosses top_p
-        probs = torch.zeros_like(probs).scatter(-1, order, ordered)
+    ordered, order = (logits / temperature).softmax(-1).sort(-1, descending=True)
+    ordered[ordered.cumsum(-1) - ordered >= top_p] = 0.0  # keeps the id that crosses top_p
+    probs = torch.zeros_like(ordered).scatter(-1, order, ordered)
     return torch.multinomial(probs, 1, generator=generator).squeeze(1)
 
 
@@ -85,13 +74,3 @@ def continue_text(model, tok, ids, seed=42, word="", **how):
             text += word * len(list(some)) if is_slot else tok.decode(list(some))
         texts.append(text)
     return texts
-
-
-def one_line_sample(model, tok):
-    """How a model under training begins a document, on one line; the same seed each time. Training
-    mode and random numbers stay as they were."""
-    training = model.training
-    begin = torch.tensor([[tok.eot]], device=model.device)
-    text, = continue_text(model.eval(), tok, begin, max_new_tokens=24, temperature=0.7, top_p=0.9)
-    model.train(training)
-    return "sample: " + " ".join(text.split())

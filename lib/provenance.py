@@ -56,12 +56,10 @@ def describe_machine(device, world):
     hardware = f"{cpu_name()}, {world} x {torch.get_num_threads()} threads"
     if device.type == "cuda":
         hardware = f"{world} x {torch.cuda.get_device_name(device)}"
-    if device.type == "mps":
-        hardware = f"the GPU of {cpu_name()}"
     try:
         commit = git("rev-parse", "--short=12", "HEAD")
-        if git("status", "--porcelain", "-uno", "--", ".", ":!results"):  # pages make no numbers
-            commit += "+changes"
+        changed = git("status", "--porcelain", "-uno", "--", ".", ":!results")  # pages aside
+        commit += "+changes" if changed else ""
     except (OSError, subprocess.CalledProcessError):
         commit = "unknown"
     return {

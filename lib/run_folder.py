@@ -26,23 +26,17 @@ DAMAGE = (KeyError, ValueError, TypeError, RuntimeError, AttributeError)
 
 
 def save_checkpoint(path, state):
-    """Write a checkpoint, a dict of tensors and plain values, whole or not at all. OSError if the
-    disk does not take it."""
-    def write(file):
-        try:
-            torch.save(state, file)
-        except RuntimeError as error:  # torch's way of saying that a write failed
-            raise OSError(f"{path} cannot be written ({error.__context__ or error}); "
-                          "the checkpoint before it is kept") from None
-    write_atomic(path, write)
+    """Write a dict of tensors and plain values whole or not at all; OSError on a full disk."""
+    try:
+        write_atomic(path, lambda file: torch.save(state, file))
+    except RuntimeError as error:  # torch's way of saying that a write failed
+        raise OSError(f"{path} cannot be written ({error.__context__ or error}); the checkpoint "
+                      "before it is kept") from None
 
 
 def load_checkpoint(run):
-    """Read a run's checkpoint, out/RUN or the file itself: the dict that `save_checkpoint` was
-    given. Only weights and plain values are loaded, nothing is executed.
-
-    InputError if there is none, or if it fails the checksums that torch.save stored in it.
-    """
+    """A run's checkpoint, out/RUN or the file itself: the dict that `save_checkpoint` was given.
+    Nothing in it is executed. InputError if there is none or its checksums are wrong."""
     path = os.path.join(run, "ckpt.pt") if os.path.isdir(run) else run
     if not os.path.isfile(path):
         raise InputError(f"{run}: no checkpoint there (train.py writes one to out/RUN/ckpt.pt)")
@@ -124,10 +118,8 @@ SPLIT = {"batch_size", "gradient_accumulation_steps"}  # these where their produ
 
 class RunFolder:
     """out/NAME of one run, locked. Rank 0 alone writes, and nothing but the lock before `begin`.
-
     `fresh`: there is no checkpoint to resume. `records`: the log so far. `best`: [the lowest
-    validation loss, its step]. InputError if the folder is in use or its checkpoint is gone.
-    """
+    validation loss, its step]. InputError if the folder is in use or its checkpoint is gone."""
 
     def __init__(self, config, arm, data, overwrite):
         self.path, self.config, self.tokenizer = Path("out") / config.name, config, data.tokenizer
@@ -158,8 +150,7 @@ class RunFolder:
         except DAMAGE as error:
             raise InputError(f"{self.path}/ckpt.pt does not hold together "
                              f"({type(error).__name__}: {error})") from None
-        log = self.path / "log.jsonl"
-        for record in read_log(log)[0] if log.exists() else []:
+        for record in read_log(self.path / "log.jsonl")[0]:
             # a run that was killed may have logged steps after its checkpoint, and a resume at it
             last = step - 1 if "went_on_with" in record else step
             if record.get("step", 0) <= last:

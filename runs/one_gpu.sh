@@ -13,8 +13,8 @@
 # 16gb   8 x 512, 50,257, 1,024             524M     T4: 16 to 34 hours                               10 GB
 # 24gb   12 x 768, 50,257, 1,024            1.0B     RTX 4090: 16 to 19 hours; RTX 3090: 45 to 100    22 GB
 #
-# `python train.py configs/gpu_4gb.py configs/kron.py --dry_run=1650` has the arithmetic: memory, the
-# largest micro-batch that fits, hours. Nobody has run these to the end yet, and no rate is tuned at these
+# `python train.py configs/gpu_4gb.py configs/kron.py --dry_run=1650` has the arithmetic: memory and
+# hours. Nobody has run these to the end yet, and no rate is tuned at these
 # shapes: read gaps between arms, not losses. At 24gb, --max_steps=4768 --gradient_accumulation_steps=64
 # with TOKENS=2.5e9 is the length of arXiv 2605.29459. Where the GPU is Apple's, add --device=mps (4gb;
 # slow: float32, not compiled). Text comes from the Hub, and with 16gb and 24gb GPT-2's vocabulary once;

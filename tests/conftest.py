@@ -18,11 +18,8 @@ SHARED_VOCABULARY = ROOT.parent / "shared" / "tiktoken"
 if SHARED_VOCABULARY.is_dir():
     os.environ.setdefault("TIKTOKEN_CACHE_DIR", str(SHARED_VOCABULARY))
 
-# Here and in the scripts, which run side by side: two threads on two busy cores wait for each
-# other.
+# In the scripts too, which run side by side: two threads on two busy cores wait for each other.
 os.environ["OMP_NUM_THREADS"] = "1"
-
-import torch  # noqa: E402
 
 from lib import plots, tokenizer  # noqa: E402
 from lib.run_folder import build_model  # noqa: E402
@@ -30,8 +27,6 @@ from lib.errors import run  # noqa: E402
 from lib.config import compose  # noqa: E402
 
 ARMS = [arm for arm in plots.ARMS if (ROOT / "configs" / f"{arm}.py").is_file()]
-CPU = torch.device("cpu")
-UNSCALED = torch.amp.GradScaler("cpu", enabled=False)  # what train_step takes where not float16
 
 # A model of a second or so, whose width is a multiple of 12 bits.
 SHORT = ["--n_layer=2", "--n_embd=96", "--n_head=3", "--block_size=64", "--batch_size=8",
@@ -48,12 +43,11 @@ def command(name, *args, ranks=0, options=("--standalone",)):
     return [sys.executable, *launcher, str(ROOT / name), *map(str, args)]
 
 
-def script(name, *args, cwd, ranks=0, status=0, input=None, **env):
+def script(name, *args, cwd, ranks=0, status=0, **env):
     """Run a script in its own process and check its exit status."""
     done = subprocess.run(command(name, *args, ranks=ranks), cwd=cwd, env=os.environ | env,
-                          capture_output=True, text=True, timeout=600, input=input)
-    said = f"exit status {done.returncode}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
-    assert done.returncode == status, said
+                          capture_output=True, text=True, timeout=600)
+    assert done.returncode == status, f"{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
     return done
 
 
@@ -142,8 +136,7 @@ def small_data(tmp_path_factory, docs):
 
 @pytest.fixture(scope="session")
 def docstrings(tmp_path_factory):
-    """A folder in which `python prepare.py docstrings`, the default preparation, was run: by the
-    first of several pytest-xdist workers."""
+    """A folder in which `python prepare.py docstrings` was run, by the first xdist worker."""
     folder = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         folder = folder.parent  # that of all workers
@@ -153,11 +146,6 @@ def docstrings(tmp_path_factory):
             folder.mkdir(exist_ok=True)
             script("prepare.py", "docstrings", cwd=folder)
     return folder
-
-
-@pytest.fixture(scope="session")
-def data_dir(docstrings):
-    return docstrings / "data" / "docstrings"
 
 
 def records(run):

@@ -1,8 +1,6 @@
 """bench.py: every measurement runs, alternates, and says what it measured."""
 import json
 
-import pytest
-
 import bench
 import train
 from lib.config import read_config
@@ -48,11 +46,3 @@ def test_a_step_is_train_pys_own(small_data, call, monkeypatch):
     result = json.loads((small_data / "results" / "step.json").read_text())["result"]
     assert list(result) == ["kron,code_form=table", "kron"]
     assert len(result["kron"]["ms"]) == 2 and result["kron"]["ratio"] == [1, 1]
-
-
-@pytest.mark.parametrize("argv, named", [
-    ([], "required: codes|step"), (["nothing"], "invalid choice"),
-    (["step", "--n_lay=1"], "did you mean 'n_layer'"),
-    (["codes", "--dataset=none"], "no prepared data"), (["step", "--rounds=0"], "--rounds")])
-def test_bad_input_is_one_line(refuse, small_data, argv, named):
-    assert named in refuse(bench.main, *argv, cwd=small_data)

@@ -1,4 +1,5 @@
 """Never lose a run, never lie about one: faults injected for real into the real scripts."""
+import json
 import os
 import platform
 import re
@@ -30,12 +31,10 @@ from toy import TOY, Fork, before_steps, folder, ranks, same_state, train_in  # 
 FAST = ["--max_steps=40", "--eval_interval=4", "--dropout=0.1"]
 
 
-def same_series(a, b):
-    """Whether both runs logged every step once, with the same losses, gradient norms and validation
-    losses, bit for bit."""
-    steps, others = ([(r["step"], "loss" in r) for r in records(run)[1:]] for run in (a, b))
-    return steps == others and len(steps) == len(set(steps)) and all(
-        series(a, key) == series(b, key) for key in ("loss", "grad_norm", "val_loss"))
+def logged(run):
+    """All lines of a run's log but its header, without what hangs on time and names."""
+    keys = "step", "loss", "grad_norm", "val_loss", "went_on_with"
+    return [[r.get(key) for key in keys] for r in records(run)[1:]]
 
 
 def is_the_run(out, whole):
@@ -46,7 +45,7 @@ def is_the_run(out, whole):
         if not same_state(a, b):
             return False
     a, b = (dict(np.load(run / "eval.npz")) for run in (out, whole))
-    return same_series(out, whole) and all(np.array_equal(a[name], b[name]) for name in b)
+    return logged(out) == logged(whole) and all(np.array_equal(a[name], b[name]) for name in b)
 
 
 def trained(folder, name, *options):
@@ -118,7 +117,7 @@ def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(small_data, refe
     assert run.wait() == 128 + number and not run.err
     assert "the same command again continues" in run.out
     assert 1 <= load_checkpoint(small_data / "out" / name)["step"] < 40
-    assert same_series(trained(small_data, name, *FAST), reference)
+    assert logged(trained(small_data, name, *FAST)) == logged(reference)
 
 
 def test_a_full_disk_stops_the_run_and_keeps_the_last_checkpoint(stopped, whole, folder, train_in):
@@ -146,10 +145,8 @@ def test_a_non_finite_gradient_stops_the_run(folder):
     run = Fork(*options, cwd=folder)
     assert run.wait() == 2
     assert "step 2: the gradient norm is not finite; lower learning_rate" in error_line(run.err)
-    checkpoint = load_checkpoint(folder / "out" / "x")
-    assert checkpoint["step"] == 0
+    assert load_checkpoint(folder / "out" / "x")["step"] == 0
     assert "diverged" in unfinished(read_run(folder / "out" / "x"))
-    assert all(torch.isfinite(p).all() for p in checkpoint["model"].values())
 
 
 def test_torchrun_restarts_a_killed_worker(small_data):
@@ -163,28 +160,20 @@ def test_torchrun_restarts_a_killed_worker(small_data):
     process = subprocess.Popen(torchrun, cwd=small_data, stdout=subprocess.PIPE,
                                stderr=subprocess.PIPE, text=True)
     assert any("step 30/100" in line for line in process.stdout)  # reads up to there
-    children = subprocess.run(["pgrep", "-P", str(process.pid), "-f", "train.py"],
-                              capture_output=True, text=True)
-    _, worker = children.stdout.split()
-    os.kill(int(worker), signal.SIGKILL)
+    workers = subprocess.check_output(["pgrep", "-P", str(process.pid), "-f", "train.py"])
+    os.kill(int(workers.split()[1]), signal.SIGKILL)
     _, err = process.communicate(timeout=120)
     assert process.returncode == 0, err[-3000:]
-    assert same_series(small_data / "out" / "restarted", small_data / "out" / "two")
+    assert logged(small_data / "out" / "restarted") == logged(small_data / "out" / "two")
 
 
 # ---- resuming ----------------------------------------------------------------------------------
 
-def changes(out):
-    """What a run's log says of how it was resumed: one dict for each time."""
-    return [r["went_on_with"] for r in records(out) if "went_on_with" in r]
-
-
-@pytest.mark.parametrize("options", [[], ["--vocab_size=512"]])
-def test_a_stopped_run_goes_on_as_if_nothing_had_been(stopped, whole, train_in, options):
-    """And says nothing of changes: the vocabulary's size is what the data has anyway."""
+def test_a_stopped_run_goes_on_as_if_nothing_had_been(stopped, whole, train_in):
+    """Also where it is told the vocabulary's size, which is what the data has anyway."""
     (stopped / "log.jsonl").open("a").write('{"step": 5, "lo')  # a kill can leave half a line
-    train_in(*options)
-    assert is_the_run(stopped, whole) and changes(stopped) == []
+    train_in("--vocab_size=512")
+    assert is_the_run(stopped, whole)
 
 
 @pytest.mark.parametrize("before, options", [
@@ -199,13 +188,14 @@ def test_keys_that_change_bits_or_nothing_may_change(stopped, whole, train_in, c
     save_checkpoint(stopped / "ckpt.pt", checkpoint | {"config": checkpoint["config"] | before})
     train_in(*options)
     now = load_checkpoint(stopped)["config"]
-    assert changes(stopped) == [{key: [was, now[key]] for key, was in before.items()}]
-    assert read_run(stopped)["went_on"] == sorted(before)
+    changes = {key: [was, now[key]] for key, was in before.items()}
+    assert series(stopped, "went_on_with") == {4: changes}
     said = capsys.readouterr().out
     assert all(f"{key}={now[key]} (before: {was})" in said for key, was in before.items())
     assert series(stopped, "batch_crc").items() <= series(whole, "batch_crc").items()
     assert series(stopped, "loss")[6] == pytest.approx(series(whole, "loss")[6], abs=0.02)
-    assert unfinished(read_run(stopped)) == ""
+    run = read_run(stopped)
+    assert run["went_on"] == sorted(before) and not unfinished(run)
 
 
 @pytest.mark.parametrize("option", ["--learning_rate=1e-4", "--batch_size=2", "--max_steps=8",
@@ -222,13 +212,13 @@ def test_anything_else_is_another_run(stopped, refuse, folder, option):
 def test_other_hardware_ranks_and_code_are_logged_once(stopped, train_in):
     """Against what the run was last resumed with, not what it began with."""
     log = stopped / "log.jsonl"
-    log.write_text(re.sub('"hardware": "[^"]*"', '"hardware": "another"', log.read_text())
-                   .replace('"world_size": 1', '"world_size": 8')
-                   .replace(f'"code_hash": "{provenance.code_hash()}"', '"code_hash": "before"'))
+    header, *lines = records(stopped)
+    header |= {"hardware": "another", "world_size": 8, "code_hash": "before"}
+    log.write_text("\n".join(map(json.dumps, [header, *lines])) + "\n")
     train_in(after=1)
     train_in()
-    went, = changes(stopped)
-    assert went.keys() == {"hardware", "world_size", "code_hash"}
+    (step, went), = series(stopped, "went_on_with").items()
+    assert step == 4 and went.keys() == {"hardware", "world_size", "code_hash"}
     assert went["world_size"] == [8, 1] and went["hardware"][0] == "another"
 
 
@@ -248,8 +238,7 @@ def test_overwrite_keeps_the_old_run_beside_the_new(stopped, folder, train_in):
 
 def test_a_finished_run_that_lost_its_checkpoint_is_no_fresh_start(refuse, folder, train_in):
     (train_in() / "ckpt.pt").unlink()
-    line = refuse(train.main, *TOY, cwd=folder)
-    assert "out/x is a finished run whose ckpt.pt is gone" in line and "--overwrite" in line
+    assert "a finished run whose ckpt.pt is gone" in refuse(train.main, *TOY, cwd=folder)
 
 
 def test_two_processes_on_one_run(folder):
@@ -341,8 +330,7 @@ class OddEmbedding(LearnedEmbedding):
     def __init__(self, num_embeddings, embedding_dim, std=None):
         super().__init__(num_embeddings, embedding_dim, std)
         self.unused = torch.nn.Parameter(torch.zeros(3))
-        table = torch.ones(num_embeddings, embedding_dim)
-        self.frozen = torch.nn.Embedding.from_pretrained(table)
+        self.frozen = torch.nn.Embedding.from_pretrained(torch.ones_like(self.weight))
 
     def forward(self, ids):
         return super().forward(ids) + self.frozen(ids)
@@ -352,28 +340,15 @@ def test_parameters_that_no_gradient_reaches(folder, train_in, monkeypatch):
     """They train, stop, go on and run on two ranks; what is frozen does not count as trained."""
     monkeypatch.setitem(model.CODES, "odd", OddEmbedding)
     (folder / "odd.py").write_text('code = "odd"\nlift = "none"\nhead = "table"\n')
-    monkeypatch.setattr("toy.TOY", [*(option for option in TOY if "kron" not in option), "odd.py"])
-    out = train_in()
+    out = train_in("odd.py")
     assert records(out)[0]["params"]["input"] == 512 * 36 + 3
     shutil.move(out, folder / "whole")
-    train_in(after=4)
-    train_in()
-    assert same_series(out, folder / "whole")
-    two = ranks([folder] * 2, "--name=two")
+    train_in("odd.py", after=4)
+    train_in("odd.py")
+    assert logged(out) == logged(folder / "whole")
+    two = ranks([folder] * 2, "odd.py", "--name=two")
     assert [run.wait() for run in two] == [0, 0], two[0].err
     assert series(folder / "out" / "two", "loss") == pytest.approx(series(out, "loss"), abs=1e-5)
-
-
-# ---- what is printed ---------------------------------------------------------------------------
-
-def test_lines_of_the_log_on_an_output_that_lacks_letters(folder):
-    """The first step compiles: it counts no time left. cp1252, as on Windows, cannot say the name.
-    """
-    run = Fork("--name=дом", "--max_steps=2", cwd=folder, encoding="cp1252")
-    assert run.wait() == 0 and not run.err and "out/???: kron" in run.out
-    first, second = (line for line in run.out.splitlines() if " | loss " in line)
-    assert first.endswith("tokens/s")
-    assert re.fullmatch(r"step 2/2 \| loss \d.* \d+ ms \| [\d,]+ tokens/s \| 0:00:00 left", second)
 
 
 # ---- hostile and broken files ------------------------------------------------------------------

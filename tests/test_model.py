@@ -85,11 +85,13 @@ def test_cached_generation_equals_uncached(ids, positions, code, prompt):
     """Greedy, token for token, far past block_size; every id is of the vocabulary."""
     spelled = [bytes([i]) for i in range(128)]
     model = loud(GPT(small(positions=positions, **code), spelled))
-    cached, uncached = (
-        torch.stack(list(generate(model, ids[:, :prompt], 40, temperature=0, use_cache=use)))
-        for use in (True, False))
-    assert torch.equal(cached, uncached) and cached.max() < 128
-    assert len(cached.unique()) > 4  # it says something
+    context, said = ids[:, :prompt], list(generate(model, ids[:, :prompt], 40, temperature=0))
+    for new in said:
+        if context.size(1) > 16:
+            context = context[:, -8:]
+        assert torch.equal(new, model(context)[:, -1, :128].argmax(-1))
+        context = torch.cat((context, new.unsqueeze(1)), dim=1)
+    assert len(torch.stack(said).unique()) > 4  # it says something
 
 
 def test_rotary_scores_depend_on_distance_only():
@@ -174,14 +176,13 @@ def test_input_norm(bpe):
 
 
 def test_sampling_keeps_what_it_should():
-    """top_k keeps the k likeliest, top_p the fewest that reach p, temperature 0 the likeliest."""
+    """top_p keeps the fewest that reach p, temperature 0 the likeliest."""
     logits = torch.tensor([[0.4, 0.3, 0.2, 0.1]]).log().expand(4000, 4)
 
-    def frequencies(temperature=1.0, top_k=None, top_p=None):
-        drawn = choose(logits, temperature, top_k, top_p, torch.Generator().manual_seed(1))
+    def frequencies(temperature=1.0, top_p=1.0):
+        drawn = choose(logits, temperature, top_p, torch.Generator().manual_seed(1))
         return (torch.bincount(drawn, minlength=4) / 4000).tolist()
     assert frequencies() == pytest.approx([0.4, 0.3, 0.2, 0.1], abs=0.03)
-    assert frequencies(top_k=2) == pytest.approx([4 / 7, 3 / 7, 0, 0], abs=0.03)
     assert frequencies(top_p=0.75) == pytest.approx([4 / 9, 3 / 9, 2 / 9, 0], abs=0.03)
     assert frequencies(temperature=0) == [1, 0, 0, 0]
 

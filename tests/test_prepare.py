@@ -69,10 +69,10 @@ def everything(found):
     return sorted(found["train"] + found["val"])
 
 
-def test_docstrings(data_dir):
+def test_docstrings(docstrings):
     """The default: millions of tokens of docstrings in bpe:4096, uint16, split 2 % by hash, nothing
     twice, meta.json true."""
-    meta, tok, found = check(data_dir)
+    meta, tok, found = check(docstrings / "data" / "docstrings")
     assert (meta["dtype"], tok.name, tok.vocab_size) == ("uint16", "bpe:4096", 4096)
     assert sum(meta["text_bytes"].values()) > 10e6
     texts = found["train"] + found["val"]

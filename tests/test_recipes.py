@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import train
-from conftest import ROOT, SHORT
+from conftest import ROOT, SHORT, config_of
 from lib.results import read_run
 from runs.steps import steps_for
 
@@ -57,17 +57,17 @@ def test_a_size_fits_its_gpu(size, gpu, said, call, capsys, tmp_path):
     recipe prepares text for one pass over the tokens that its header says."""
     header = (ROOT / "runs" / "one_gpu.sh").read_text()
     argv = [f"configs/gpu_{size}.py", "configs/bpe_untied.py", f"--dry_run={gpu}"]
+    micro = config_of(argv[0]).batch_size
+    assert call(train.main, *argv, f"--batch_size={2 * micro}", cwd=tmp_path) == 0
+    assert ": fits" in capsys.readouterr().out
     assert call(train.main, *argv, cwd=tmp_path) == 0
     out = capsys.readouterr().out
-    micro = re.search(r"^batch_size = (\d+)", (ROOT / argv[0]).read_text(), re.M)[1]
-    most = re.search(r"fits; the largest micro-batch that does is (\d+)", out)[1]
-    assert int(most) >= 2 * int(micro)
     tokens = int(re.search(r"= ([\d,]+) tokens", out)[1].replace(",", ""))
     wanted = re.search(rf"^    {size}\) tokens=(\S+)", header, re.M)[1]
     assert tokens <= float(wanted) < 1.02 * tokens
     assert f"{tokens / 1e6:.0f}M" == said or f"{tokens / 1e9:.1f}B" == said
-    hours = re.search(r"seeds ([\d.]+) to ([\d.]+) hours", out).groups()  # of twice as many runs
-    low, high = (f"{float(number) / 2:.0f}" for number in hours)
+    hours = re.search(r", ([\d.]+) to ([\d.]+) hours", out).groups()
+    low, high = (f"{6 * float(number):.0f}" for number in hours)  # of six arms
     line, = re.findall(rf"^# {size} .* {re.escape(said)} .*$", header, re.M)
     assert f"{gpu}: {low} to {high}" in line
 

@@ -1,8 +1,8 @@
 """Toy runs in this process or in a fork of it: real text and the real train.py, without the seconds
 that a new process takes to load torch."""
+import itertools
 import os
 import shutil
-import signal
 import socket
 import sys
 import time
@@ -39,26 +39,15 @@ def same_state(a, b):
     return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
 
 
-def signal_in(step):
-    """In the place of `stop_signals`: SIGTERM is received in that step."""
-    class Received(list):
-        steps = 0
-
-        def __bool__(self):
-            self.steps += 1
-            self[:] = [signal.SIGTERM] * (self.steps >= step)
-            return len(self) > 0
-    return Received
-
-
 @pytest.fixture
 def train_in(folder, call, monkeypatch):
-    """train_in(*options, after=None): train a toy run there, stopped by a signal in its step number
-    `after`; returns out/x."""
+    """train_in(*options, after=None): train a toy run there, stopped as by a signal in its step
+    number `after`; returns out/x."""
     def train_in(*options, after=None):
+        steps = itertools.count(1)
         with monkeypatch.context() as patch:
             if after:
-                patch.setattr(train, "stop_signals", signal_in(after))
+                patch.setattr(train, "any_rank", lambda received: next(steps) == after)
             status = call(train.main, *TOY, *options, cwd=folder)
         assert status == (143 if after else 0)
         return folder / "out" / "x"
@@ -69,13 +58,13 @@ class Fork:
     """A fork of this process that runs train.py with `options` in `cwd`; `prepare()` is called in
     it first. What it prints goes to files in that folder."""
 
-    def __init__(self, *options, cwd, env=(), prepare=None, encoding="utf-8"):
+    def __init__(self, *options, cwd, env=(), prepare=None):
         self.files = [cwd / f"{name}-{time.monotonic_ns()}" for name in ("stdout", "stderr")]
         self.pid = os.fork()
         if self.pid == 0:
             status = 99
             try:
-                sys.stdout, sys.stderr = (open(path, "w", 1, encoding) for path in self.files)
+                sys.stdout, sys.stderr = (open(path, "w", 1) for path in self.files)
                 os.chdir(cwd)
                 os.environ.update(env)
                 train.stop_signals, train.loss_picture = stop_signals, lambda *_: None
@@ -93,7 +82,7 @@ class Fork:
     def wait(self):
         """Its exit status, negative if a signal ended it; its files are read and deleted."""
         _, status = os.waitpid(self.pid, 0)
-        self.out, self.err = (path.read_bytes().decode(errors="replace") for path in self.files)
+        self.out, self.err = (path.read_text() for path in self.files)
         for path in self.files:
             path.unlink()
         return os.waitstatus_to_exitcode(status)
@@ -101,7 +90,7 @@ class Fork:
     def wait_for(self, text, seconds=60):
         """Wait until it has printed `text`."""
         end = time.monotonic() + seconds
-        while not self.files[0].exists() or text not in self.files[0].read_text(errors="replace"):
+        while not self.files[0].exists() or text not in self.files[0].read_text():
             assert time.monotonic() < end, self.files[1].read_text(errors="replace")
             time.sleep(0.01)
 
