@@ -10,6 +10,7 @@ Without a run it takes the newest pair under out/, else two checkpoints that the
 """
 import itertools
 import math
+import re
 import shutil
 import textwrap
 from pathlib import Path
@@ -24,6 +25,7 @@ from lib.run_folder import load_model
 from probes.echo import echo_nats, read_prompts
 from probes.shared import DEVICE
 
+OWN_WORDS = re.compile(r"\{([^{|}]+)\|([^{|}]+)\}")  # {odd|usual} in a prompt
 CARRIED = ROOT / "results" / "demo"  # the checkpoints that the repository carries
 
 EXPLAINED = """
@@ -137,11 +139,18 @@ def echo_demo(models, how, seed):
 
 
 def interactive(models, how, seed):
-    """Prompts from standard input until it ends, each continued."""
-    print("A prompt a line; Ctrl-D ends.")
+    """Prompts from standard input until it ends, each continued; copying is measured where a word
+    is {odd|usual}."""
+    print("A prompt a line; Ctrl-D ends. Copying is measured where a word is {odd|usual}, as in\n"
+          "Call the {fucntion|function} twice. The second time, the")
     while True:
         try:
-            show_texts(models, input("> "), seed, how)
+            line = input("> ")
+            words = OWN_WORDS.findall(line)
+            show_texts(models, OWN_WORDS.sub(r"\1", line), seed, how)
+            if len(words) == 1 and "{}" not in line:
+                template = OWN_WORDS.sub("{}", line).rstrip() + " {}"
+                show_echo(models, template, clean=words[0][1], written=words[0][0])
         except EOFError:
             print()
             return
@@ -162,6 +171,8 @@ def main():
     args = parser.parse_args()
     if not (0 <= args.temperature < math.inf and 0 < args.top_p < math.inf):
         raise InputError("--temperature must be 0 or more, --top_p above 0")
+    if args.prompt != args.prompt.encode(errors="replace").decode():
+        raise InputError("--prompt is not UTF-8")
     how = {key: getattr(args, key) for key in ("max_new_tokens", "temperature", "top_p")}
     given = [path for run in args.runs for path in checkpoints(run)]
     text = not args.interactive and (args.prompt or len(given) == 1)

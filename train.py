@@ -30,7 +30,7 @@ from lib.distributed import (any_rank, autocast, local_rank, print0, rank, refus
 from lib.errors import InputError, run, write_atomic
 from lib.evaluate import InputWatch, evaluate
 from lib.generation import refuse_context
-from lib.hardware import GPUS, Hardware, dry_run
+from lib.hardware import GPUS, Hardware, dry_run, peak_flops
 from lib.plots import loss_picture
 from lib.provenance import describe_machine
 from lib.run_folder import RunFolder, build_model
@@ -124,8 +124,9 @@ def validate(forward, data, blocks, config, device):
 class Progress:
     """The steps since the last line of the log: their time, and gradient norms on the device."""
 
-    def __init__(self, folder, scaler, config, step):
+    def __init__(self, folder, model, scaler, config, step):
         self.folder, self.scaler, self.config = folder, scaler, config
+        self.flops = model.flops_per_token() / (peak_flops(model.device) * world_size())
         self.logged, self.logged_at = step, time.perf_counter()
         self.norms, self.clipped = [], []  # clipped: whether, since a validation or resume
 
@@ -158,6 +159,8 @@ class Progress:
                          "ms": seconds * 1e3, "tokens_per_s": rate, "batch_crc": int(crc)})
         line = (f"step {step}/{config.max_steps} | loss {loss:.4f} | lr {lr:.2e} | "
                 f"{seconds * 1e3:.0f} ms | {rate:,.0f} tokens/s")
+        if self.flops:
+            line += f" | MFU {100 * rate * self.flops:.1f} %"
         if step > 1:  # the first one compiles
             line += f" | {timedelta(seconds=int(seconds * (config.max_steps - step)))} left"
         print0(line)
@@ -210,7 +213,7 @@ def train(config, arm, overwrite):
     count = max(1, min(config.eval_tokens // config.block_size, data.blocks("val")))
     blocks = [i * data.blocks("val") // count for i in range(count)]
     watch = InputWatch(model, data, blocks)
-    progress = Progress(folder, scaler, config, step)
+    progress = Progress(folder, model, scaler, config, step)
     due_steps = {*range(0, config.max_steps, config.eval_interval), config.max_steps}
 
     while True:
@@ -246,6 +249,7 @@ def train(config, arm, overwrite):
 
     scores = folder.path / "eval.npz"
     if step == config.max_steps and not scores.exists():
+        print0(f"scoring all {data.tokens['val']:,} validation tokens, for eval.npz")
         arrays = evaluate(model, data, config, header["epochs"])
         if rank() == 0:
             write_atomic(scores, lambda file: np.savez_compressed(file, **arrays))

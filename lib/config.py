@@ -104,7 +104,8 @@ def read_config(path):
     found = [p for p in places if p.is_file()]
     if not found:
         known = sorted(p.stem for p in (ROOT / "configs").glob("*.py"))
-        raise InputError(f"{path}: no such config (there are {', '.join(known)})")
+        near = difflib.get_close_matches(Path(path).stem, known, 3)
+        raise InputError(f"{path}: no such config (there are {', '.join(near or known)})")
     values = {}
     try:
         for node in ast.parse(found[0].read_bytes()).body:
@@ -141,6 +142,9 @@ def compose(argv):
     config, arm, names, given = Config(), "bpe_tied", [], set()
     flags = {"overwrite": False, "help": False, "dry_run": False}
     size = 0  # how many names stand before the dataset's: up to that of the file that sets it
+    for before, value in zip(argv, argv[1:]):
+        if before.removeprefix("--") in TYPES and not value.startswith("-"):
+            raise InputError(f"{before} {value}: options are written {before}={value}")
     for path in (arg for arg in argv if not arg.startswith("-")):
         values = read_config(path)
         for key, value in values.items():
@@ -154,6 +158,7 @@ def compose(argv):
     own_dataset = config.dataset
     for option in (arg for arg in argv if arg.startswith("-")):
         key, equals, text = option.removeprefix("--").partition("=")
+        key = "help" if key == "-h" else key
         if key == "dry_run":
             flags[key] = parse_gpus(text or "1")
         elif key in flags and not equals:
@@ -183,6 +188,9 @@ def check(config, world, hardware=None):
         value, high = getattr(config, key), HIGHEST.get(key, math.inf)
         if not low <= value <= high:
             raise InputError(f"{key}={value}: must be from {low:g} to {high:g}")
+    if config.min_lr > config.learning_rate:
+        raise InputError(f"min_lr={config.min_lr:g} is above learning_rate="
+                         f"{config.learning_rate:g}: the rate falls to it")
     if Path(config.name).name != config.name or config.name.startswith("."):
         raise InputError(f"name='{config.name}' is not a plain folder name")
     mine = config.sequences // world

@@ -23,8 +23,11 @@ class Data:
         folder, self.block_size, self.files = Path("data") / name, block_size, {}
         if not (folder / "meta.json").is_file():
             there = ", ".join(sorted(p.parent.name for p in Path("data").glob("*/meta.json")))
+            how = "docstrings makes that of tiny.py, prepare.py --help says how to make others"
+            if (folder / "train.bin").is_file():
+                how = f"bins {folder} --name=NAME adopts nanoGPT's files"
             raise InputError(f"{folder}: no prepared data there (data/ has: {there or 'nothing'}); "
-                             f"python prepare.py bins {folder} --name=NAME adopts nanoGPT's files")
+                             f"python prepare.py {how}")
         try:
             meta = json.loads((folder / "meta.json").read_bytes())
             if meta.pop("checksum") != hashlib.sha256(json.dumps(meta).encode()).hexdigest():

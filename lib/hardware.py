@@ -1,6 +1,7 @@
 """What a machine can do, asked of torch here or looked up for a GPU that somebody else has, and
 what a run takes there: --dry_run."""
 import importlib.util
+import math
 import re
 import shutil
 from dataclasses import dataclass, replace
@@ -26,7 +27,7 @@ class GPU:
 
 # Operations per second are the vendor's for dense products in bfloat16 (float16 before Ampere) with
 # sums in float32; GeForce cards are advertised with twice that, for sums in float16. GTX 1650 and
-# P100 have no tensor cores. Reported shares are of models as large as GPT-2 124M.
+# P100 have no tensor cores. The names are what torch.cuda.get_device_name contains. Reported shares are of models as large as GPT-2 124M.
 GPUS = {
     "GTX 1650": GPU(4, 6e12, (7, 5)),
     "T4": GPU(15, 65e12, (7, 5), (0.14, 0.30),
@@ -65,6 +66,12 @@ def this_hardware():
         compiler = any(map(shutil.which, ("cc", "gcc")))
         found.compiler = compiler and importlib.util.find_spec("triton") is not None
     return found
+
+
+def peak_flops(device):
+    """The peak of a device in operations per second, infinite where it is not in GPUS."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+    return next((gpu.flops for part, gpu in GPUS.items() if part in name), math.inf)
 
 
 def parse_gpus(text):
@@ -110,19 +117,24 @@ def dry_run(config, arm, count, name):
     counts, padded, gpu = model.num_params(), model.config.padded_size, GPUS[name]
     tokens = config.max_steps * config.sequences * config.block_size
     flops = model.flops_per_token() * tokens
-    most, least = (flops / (share * gpu.flops * count) / 3600 for share in gpu.reached)  # hours
-    micro = min(config.batch_size, config.sequences // count)
-    memory = estimate_memory(model, config, micro) / 1e9
+    longest, least = (flops / (share * gpu.flops * count) / 3600 for share in gpu.reached)  # hours
+    mine = config.sequences // count
+    micro = min(config.batch_size, mine)
+    memory = {n: estimate_memory(model, config, n) / 1e9 for n in range(1, mine + 1)
+              if mine % n == 0 or n == micro}
     room = 0.95 * gpu.memory - 0.6  # a twentieth goes to fragments, 0.6 GB to CUDA itself
-    fits = "fits" if memory < room else "does not fit; half the --batch_size takes less"
+    most = max((n for n in memory if memory[n] < room), default=None)
+    advice = (f"at most --batch_size={most} "
+              f"--gradient_accumulation_steps={config.sequences // most}") if most else "nothing does"
+    fits = "fits" if memory[micro] < room else "does not fit"
     print(f"""\
 {arm}, seed {config.seed}, vocabulary {vocab_size:,} ({padded:,} with padding)
 parameters: {counts['total']:,} = {counts['input']:,} input + {counts['body']:,} body + \
 {counts['head']:,} head; {padded * config.n_embd - counts['input']:,} fewer than with a learned \
 input table
 {config.max_steps:,} steps x {config.sequences} x {config.block_size} = {tokens:,} tokens
-compute: {flops:.3g} FLOPs, {least:,.2f} to {most:,.2f} hours on {count} {name} at \
+compute: {flops:.3g} FLOPs, {least:,.2f} to {longest:,.2f} hours on {count} {name} at \
 {100 * gpu.reached[0]:.0f} to {100 * gpu.reached[1]:.0f} % of the peak, {gpu.flops:.3g} a second \
 each ({gpu.source})
 memory per GPU, {micro} sequences at once, {config.dtype}, eager (compiled it is less): \
-{memory:.2f} of {room:.1f} GB: {fits}""")
+{memory[micro]:.2f} of {room:.1f} GB: {fits} ({advice})""")

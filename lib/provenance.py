@@ -56,6 +56,8 @@ def describe_machine(device, world):
     hardware = f"{cpu_name()}, {world} x {torch.get_num_threads()} threads"
     if device.type == "cuda":
         hardware = f"{world} x {torch.cuda.get_device_name(device)}"
+    if device.type == "mps":
+        hardware = f"the GPU of {cpu_name()}"
     try:
         commit = git("rev-parse", "--short=12", "HEAD")
         changed = git("status", "--porcelain", "-uno", "--", ".", ":!results")  # pages aside

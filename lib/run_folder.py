@@ -78,7 +78,8 @@ def load_model(run, device="cpu"):
         model = build_model(checkpoint["config"], tok, initialise=False)
         model.load_state_dict(checkpoint["model"])
     except (InputError, *DAMAGE) as error:
-        raise InputError(f"{run}: the checkpoint does not hold together ({error})") from None
+        raise InputError(f"{run}: damaged, or of other code than this ({type(error).__name__}: "
+                         f"{error})") from None
     return model.eval().to(device), tok, checkpoint
 
 

@@ -71,13 +71,16 @@ def test_every_arm_has_a_dry_run(dry, small_data, arm):
 
 def test_memory_by_hand_and_what_fits(dry, tmp_path):
     """The 124M model with 32 sequences at once takes 30 GB: 12 bytes for each of 127.5M weights and
-    copies, 12 layers of 38 d bytes a token, 10 bytes a logit. With half as many it fits."""
+    copies, 12 layers of 38 d bytes a token, 10 bytes a logit. What it advises fits."""
     said = dry("configs/kron.py", "--batch_size=32", "--dry_run=1x4090", cwd=tmp_path)
     memory = float(re.search(r"32 sequences at once, .*: ([\d.]+) of 22.2 GB: does not", said)[1])
     by_hand = 12 * 127.5e6 + 2 * 124.4e6 + 4 * 38.6e6
     by_hand += 32 * 1024 * (12 * 38 * 768 + 10 * 50_304)
     assert memory == pytest.approx(by_hand / 1e9, rel=0.01)
-    assert ": fits" in dry("configs/kron.py", "--batch_size=16", "--dry_run=1x4090", cwd=tmp_path)
+    advice = "at most --batch_size=16 --gradient_accumulation_steps=64"
+    assert f"does not fit ({advice})" in said
+    said = dry("configs/kron.py", *advice.split()[2:], "--dry_run=1x4090", cwd=tmp_path)
+    assert f": fits ({advice})" in said
 
 
 @pytest.mark.parametrize("gpus, peak, low, high, source", [
