@@ -6,16 +6,15 @@
     python prepare.py fineweb-edu --tokens=2.5e9 --mix=cosmopedia=0.2 --tokenizer=unicode
     python prepare.py bins ../nanoGPT/data/shakespeare_char --name=chars    # nanoGPT's own files
 
---tokenizer is gpt2; or bpe:N or unicode, trained on the text; or a tokenizer of Hugging Face:
-FILE.json, a folder, or OWNER/NAME. Files are .txt .md .jsonl .json .csv .tsv, each also .gz or
-.zst, and .parquet. docstrings, text and bins are local; hub and fineweb-edu stream from the Hub
-(HF_ENDPOINT names another), and gpt2 fetches GPT-2's vocabulary once.
+--tokenizer is gpt2, whose vocabulary is fetched once; or bpe:N or unicode, trained on the text
+(bpe:N:indic does not cut words at vowel signs); or a tokenizer of Hugging Face: FILE.json, a
+folder, or OWNER/NAME. Files are .txt .md .jsonl .json .csv .tsv, each also .gz or .zst, and
+.parquet. hub and fineweb-edu stream from the Hub (HF_ENDPOINT names another).
 
 Writes data/NAME/train.bin and val.bin (raw token ids, each document followed by <|endoftext|>) and
 meta.json. A document goes to validation by its hash, so equal documents never stand on both sides.
 The work is done in data/NAME.partial, which is renamed at the end. A state is saved every minute:
-after a kill, a lost network or a full disk the same command goes on from there, and its files are
-byte for byte those of a run that nothing disturbed. Bad input leaves nothing behind.
+after a kill, a lost network or a full disk the same command goes on, to the same files.
 """
 import contextlib
 import hashlib
@@ -23,13 +22,11 @@ import itertools
 import json
 import math
 import os
-import platform
 import re
 import shlex
 import sys
 import time
 from collections import Counter
-from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
 
@@ -46,14 +43,9 @@ SAVE_EVERY = 60        # seconds between saved states: what a kill costs
 OURS = "train.bin", "val.bin", "state.json", "lock", "verified.json", "meta.json"
 
 
-def hash_number(document):
-    """A document's place between 0 and 2^64, by its hash."""
-    return int.from_bytes(hashlib.sha256(document.encode()).digest()[:8])
-
-
-def is_validation(document, fraction):
-    """Whether a document belongs to validation: decided by its own hash and by nothing else."""
-    return hash_number(document) < fraction * 2**64
+def place(document):
+    """A document's place between 0 and 1, by its hash. Those below a fraction are validation."""
+    return int.from_bytes(hashlib.sha256(document.encode()).digest()[:8]) / 2**64
 
 
 def training_text(found, fraction, limit, sample):
@@ -62,11 +54,10 @@ def training_text(found, fraction, limit, sample):
     with tqdm(desc="training a tokenizer", total=limit, unit=" characters", unit_scale=1) as bar:
         for source in found:
             wanted = sample["characters"] + limit * source.share
-            rows = itertools.chain.from_iterable(source.batches(source.start))
-            for document, _ in rows:
+            for document, _ in itertools.chain.from_iterable(source.batches(source.start)):
                 if sample["characters"] >= wanted:
                     break
-                if document and not is_validation(document, fraction):
+                if document and place(document) >= fraction:
                     yield document
                     sample["documents"] += 1
                     sample["characters"] += len(document)
@@ -100,9 +91,7 @@ def encode(folder, found, tok, wanted, state):
     `wanted` tokens. The next document is always from the source that is furthest behind its share.
     `state` is written to folder/state.json every SAVE_EVERY seconds, after the tokens it counts."""
     dtype, tokens, done = tokenizer.id_type(tok), state["tokens"], state["sources"]
-    shares = {source.name: source.share for source in found}
-    streams = {source.name: encoded(source, tok, done[source.name]["position"])
-               for source in found}
+    rows = {s.name: encoded(s, tok, done[s.name]["position"]) for s in found}
     with (open(folder / "train.bin", "ab") as train, open(folder / "val.bin", "ab") as val,
           tqdm(desc="encoding", total=sum(wanted.values()), initial=sum(tokens.values()),
                unit=" tokens", unit_scale=True) as bar):
@@ -120,20 +109,20 @@ def encode(folder, found, tok, wanted, state):
             file.truncate(tokens[split] * dtype.itemsize)  # what came after the state was saved
         saved = save()
         while any(tokens[split] < wanted[split] for split in tokens):
-            source = min(done, key=lambda name: done[name]["tokens"] / shares[name])
-            row = next(streams[source], None)
+            source = min(found, key=lambda s: done[s.name]["tokens"] / s.share)
+            row, counts = next(rows[source.name], None), done[source.name]
             if not row:
                 break
-            document, done[source]["position"], ids = row
+            document, counts["position"], ids = row
             if document is None:
-                done[source]["skipped"] += 1
+                counts["skipped"] += 1
                 continue
-            split = "val" if is_validation(document, state["fraction"]) else "train"
+            split = "val" if place(document) < state["fraction"] else "train"
             if tokens[split] < wanted[split]:
                 files[split].write(np.array([*ids, tok.eot], dtype).tobytes())
                 tokens[split] += len(ids) + 1
-                done[source]["tokens"] += len(ids) + 1
-                done[source]["documents"] += 1
+                counts["tokens"] += len(ids) + 1
+                counts["documents"] += 1
                 state["documents"][split] += 1
                 state["text_bytes"][split] += len(document.encode())
                 bar.update(len(ids) + 1)
@@ -142,7 +131,7 @@ def encode(folder, found, tok, wanted, state):
         save()
 
 
-def prepare(args, found, folder, job, state, tok):
+def prepare(args, found, folder, job, state):
     """Make a tokenizer and encode the sources, or go on from a state: (tokenizer, meta)."""
     wanted, fraction = {"train": math.inf, "val": math.inf}, args.val_fraction
     if args.tokens:
@@ -150,21 +139,20 @@ def prepare(args, found, folder, job, state, tok):
         wanted = {"train": args.tokens, "val": args.val_tokens or max(1, args.tokens // 50)}
         fraction = max(wanted["val"] / sum(wanted.values()), 0.001)
     if state:
+        tok = tokenizer.from_state(state["tokenizer"])
         print(f"going on with {folder} at {sum(state['tokens'].values()):,} tokens")
     else:
         opening = [document for document, _ in next(found[0].batches(found[0].start)) if document]
         whole = "".join(opening)
         if len(whole) < text.BATCH and not args.tokens:
             if len(set(opening)) < 2:
-                raise InputError("training and validation need two different documents at least; "
-                                 f"lines of {text.END_OF_TEXT} separate them in a file")
-            # however few documents there are, one goes to validation: that of the smallest hash
-            smallest = min(map(hash_number, opening))
-            fraction = max(fraction, math.nextafter(smallest / 2**64, 1))
+                raise InputError("training and validation need two different documents; lines of "
+                                 f"{text.END_OF_TEXT} separate them in a file")
+            # however few documents there are, the one with the lowest place goes to validation
+            fraction = max(fraction, math.nextafter(min(map(place, opening)), 1))
         sample = {"documents": 0, "characters": 0}
         limit = min(SAMPLE, 5 * sum(wanted.values()))
-        tok = tokenizer.make(args.tokenizer, training_text(found, fraction, limit, sample),
-                             args.pattern)
+        tok = tokenizer.make(args.tokenizer, training_text(found, fraction, limit, sample))
         state = {key: {"train": 0, "val": 0} for key in ("tokens", "documents", "text_bytes")}
         state["sources"] = {source.name: {"position": source.start, "skipped": 0, "documents": 0,
                                           "tokens": 0} for source in found}
@@ -178,33 +166,6 @@ def prepare(args, found, folder, job, state, tok):
             print(f"the text ended after {tokens:,} of {wanted[split]:,} {split} tokens")
     recorded = "tokens", "documents", "text_bytes", "sources", "sample", "kept"
     return tok, {key: state[key] for key in recorded}
-
-
-def adopt(source, folder, dtype):
-    """Copy nanoGPT's train.bin and val.bin, of the characters of a meta.pkl or else GPT-2's ids,
-    into a folder: (tokenizer, meta)."""
-    table = source / "meta.pkl"
-    characters = text.nanogpt_characters(table) if table.exists() else None
-    tok = tokenizer.CharTokenizer(characters) if characters else tokenizer.gpt2()
-    width = np.array([len(raw) for raw in tok.spelled])
-    width[tok.eot] = 0  # it separates documents and is no text
-    meta = {"tokens": {}, "documents": {}, "text_bytes": {}, "sources": {}, "kept": 1.0}
-    for split in ("train", "val"):
-        path, count = source / f"{split}.bin", np.zeros(tok.vocab_size, np.int64)
-        every = text.nanogpt_ids(path, dtype)
-        with open(folder / path.name, "wb") as copy:
-            for i in range(0, len(every), 2**22):
-                ids = every[i:i + 2**22]
-                if ids.min() < 0 or ids.max() >= tok.vocab_size:
-                    raise InputError(f"{path}: ids from {ids.min():,} to {ids.max():,}, {tok.name} "
-                                     f"has {tok.vocab_size:,}; characters need meta.pkl beside the "
-                                     "bins, other types --dtype")
-                copy.write(ids.astype(tokenizer.id_type(tok)).tobytes())
-                count += np.bincount(ids, minlength=tok.vocab_size)
-        meta["tokens"][split] = len(every)
-        meta["documents"][split] = int(count[tok.eot]) + int(every[-1] != tok.eot)
-        meta["text_bytes"][split] = int(count @ width)
-    return tok, meta
 
 
 # ---- the folder --------------------------------------------------------------------------------
@@ -227,25 +188,23 @@ def clear(folder):
 
 
 def left_over(folder, job, overwrite):
-    """What an earlier call of the same job left in a folder: (state, tokenizer), or twice None."""
+    """The state that an earlier call of the same job left in a folder, or None."""
     if not (folder / "state.json").exists():
-        return None, None
+        return None
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         state = json.loads((folder / "state.json").read_bytes())
-        tok = tokenizer.from_state(state["tokenizer"])
-        size = tokenizer.id_type(tok).itemsize
+        size = tokenizer.id_type(tokenizer.from_state(state["tokenizer"])).itemsize
         if state["job"] == job and all((folder / f"{split}.bin").stat().st_size >= n * size
                                        for split, n in state["tokens"].items()):
-            return state, tok
+            return state
     if not overwrite:
         raise InputError(f"{folder} was begun by another command, on other text or with other "
                          "libraries, or is damaged; --overwrite starts over")
-    return None, None
 
 
 def finish(args, final, folder, tok, meta):
     """Write meta.json, put the folder in the place of the old one, say what a code has to know."""
-    meta |= {"date": datetime.now(timezone.utc).isoformat(timespec="seconds"), "sha256": {},
+    meta |= {"date": time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime()), "sha256": {},
              "vocab_size": tok.vocab_size, "dtype": tokenizer.id_type(tok).name,
              "tokenizer": tok.state}
     for split in ("train", "val"):
@@ -287,24 +246,21 @@ def parse():
     names = "docstrings", "text", "hub", "fineweb-edu", "bins"
     kinds = parser.add_subparsers(dest="kind", required=True, metavar="|".join(names))
     for kind in names:
-        sub = kinds.add_parser(kind)
-        add = sub.add_argument
+        add = kinds.add_parser(kind).add_argument
         add("--name", required=kind in ("text", "bins"), help="the folder below data/")
         add("--overwrite", action="store_true", help="replace data/NAME once the new is complete; "
             "start over where another command left data/NAME.partial")
         if kind == "bins":
             add("folder", type=Path, help="of train.bin, val.bin and, for characters, meta.pkl")
-            add("--dtype", choices=("uint16", "uint32", "int32", "int64"),
-                help="of the ids in them (default: nanoGPT's uint16)")
+            add("--dtype", choices=("uint16", "uint32", "int32", "int64"), help="default: uint16")
             continue
         add("--tokenizer", default="bpe:4096" if kind == "docstrings" else "gpt2",
-            help="gpt2, bpe:N, unicode, FILE.json, a folder or OWNER/NAME")
-        add("--pattern", choices=tokenizer.PATTERNS,
-            help="how bpe:N cuts text into words (default: gpt2); indic keeps vowel signs")
+            help="gpt2, bpe:N, bpe:N:indic, unicode, FILE.json, a folder or OWNER/NAME")
         add("--lossy", action="store_true", help="take a tokenizer that loses text")
-        add("--val_fraction", type=share, default=0.02,
-            help="share of the documents kept for validation, where --tokens says nothing")
-        sub.set_defaults(tokens=None)
+        add("--val_fraction", type=share, default=0.02, help="of the documents, without --tokens")
+        add("--tokens", type=whole_number, default=10_000_000 if kind == "fineweb-edu" else None,
+            help="how many training tokens (default: all, of fineweb-edu 10e6)")
+        add("--val_tokens", type=whole_number, help="default: 2 %% of --tokens")
         if kind == "text":
             add("files", nargs="+", type=Path, help="files, folders or quoted patterns")
         if kind == "hub":
@@ -314,15 +270,11 @@ def parse():
             add("--revision", help="branch, tag or commit; refs/convert/parquet often has parquet")
         if kind in ("text", "hub"):
             add("--column", default="text", help="of files with rows")
-        if kind in ("hub", "fineweb-edu"):
-            add("--tokens", type=whole_number, default=None if kind == "hub" else 10_000_000,
-                help="how many training tokens (default: all, of fineweb-edu 10e6)")
-            add("--val_tokens", type=whole_number, help="default: 2 %% of --tokens")
         if kind == "fineweb-edu":
             add("--mix", type=share, default=0.0, metavar="cosmopedia=SHARE",
                 help="share of the tokens that come from HuggingFaceTB/cosmopedia, web_samples_v2")
     args = parser.parse_args()
-    if args.kind == "hub" and args.val_tokens and not args.tokens:
+    if args.kind != "bins" and args.val_tokens and not args.tokens:
         raise InputError("--val_tokens goes with --tokens; without it, --val_fraction does")
     args.name = args.name or (args.repo.split("/")[-1] if args.kind == "hub" else args.kind)
     if not re.fullmatch(r"""(?!\.)[^\s/\\:*?"'<>|]+(?<!\.partial)""", args.name):
@@ -331,18 +283,15 @@ def parse():
 
 
 def sources(args):
-    """The sources that a command line names; none for bins."""
+    """Where the documents of a command line come from."""
     if args.kind == "docstrings":
         return [text.docstrings()]
     if args.kind == "text":
         return [text.files(args.files, args.column)]
     if args.kind == "hub":
-        return [text.stream(args.repo, args.repo, args.config, args.split, args.column,
-                            args.revision)]
-    if args.kind == "bins":
-        return []
+        return [text.stream(args.repo, args.config, args.split, args.column, args.revision)]
     shares = {"fineweb-edu": 1 - args.mix, "cosmopedia": args.mix}
-    return [text.stream(name, *text.HUB[name], share=shares[name])
+    return [text.stream(*text.HUB[name], name=name, share=shares[name])
             for name in shares if shares[name]]
 
 
@@ -353,32 +302,28 @@ def main():
         final = final.resolve()
     folder = Path(f"{final}.partial")
     check_place(final, args.overwrite)
-    found = sources(args)
+    found = [] if args.kind == "bins" else sources(args)
     words = [word for word in sys.argv[1:] if word != "--overwrite"]
     libraries = "numpy", "tiktoken", "rustbpe", "datasets", "tokenizers"
     job = {"command": shlex.join(["python", os.path.basename(sys.argv[0]), *words]),
-           "versions": {"python": platform.python_version()} | {n: version(n) for n in libraries},
+           "versions": {"python": sys.version.split()[0]} | {n: version(n) for n in libraries},
            "sources": [[source.name, source.share, source.identity] for source in found]}
     folder.mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(folder / "lock", blocking=False)
-    try:
-        lock.acquire()
-    except filelock.Timeout:
-        raise InputError(f"{folder} is in use by another process") from None
-    state, tok = left_over(folder, job, args.overwrite)
-    try:
-        if args.kind == "bins":
-            tok, meta = adopt(args.folder, folder, args.dtype)
-        else:
-            tok, meta = prepare(args, found, folder, job, state, tok)
-        meta |= {"name": args.name, "command": job["command"], "versions": job["versions"]}
-        finish(args, final, folder, tok, meta)
-    except BaseException as error:
-        if isinstance(error, InputError) or not (folder / "state.json").exists():
-            clear(folder)
-        else:
-            print(f"{folder} is kept, the same command goes on from there")
-        raise
+    with filelock.FileLock(folder / "lock", blocking=False):
+        state = left_over(folder, job, args.overwrite)
+        try:
+            if args.kind == "bins":
+                tok, meta = text.adopt(args.folder, folder, args.dtype)
+            else:
+                tok, meta = prepare(args, found, folder, job, state)
+            meta |= {"name": args.name, "command": job["command"], "versions": job["versions"]}
+            finish(args, final, folder, tok, meta)
+        except BaseException as error:
+            if isinstance(error, InputError) or not (folder / "state.json").exists():
+                clear(folder)
+            else:
+                print(f"{folder} is kept, the same command goes on from there")
+            raise
 
 
 if __name__ == "__main__":

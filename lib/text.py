@@ -1,4 +1,4 @@
-"""Where documents come from: files, the Hub, the docstrings of the installed Python.
+"""Where text comes from: files, the Hub, the docstrings of the installed Python, nanoGPT's bins.
 
 .txt and .md are cut into documents; .jsonl, .json, .csv, .tsv and .parquet have one in each row.
 """
@@ -25,6 +25,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from lib import tokenizer
 from lib.errors import InputError
 from lib.unicode_tokenizer import CPUS, END_OF_TEXT
 
@@ -32,6 +33,7 @@ BATCH = 4_000_000  # characters that are encoded at a time
 PIECE = 10_000     # characters; a text file is cut into documents of at least this
 CHUNK = 1_000_000  # characters of a text file that are read at a time, at most
 KNOWN = ".txt, .md, .jsonl, .json, .csv, .tsv, each also .gz or .zst, and .parquet"
+KIND = re.compile(r"\.(parquet$|txt|md|jsonl|json|csv|tsv)(?:\.(gz|zst))?$", re.IGNORECASE)
 
 
 class Source(namedtuple("Source", "name identity start rows share", defaults=[1.0])):
@@ -55,71 +57,53 @@ class Source(namedtuple("Source", "name identity start rows share", defaults=[1.
         yield batch
 
 
-# where text without blank lines is cut: at a line, a sentence, a word
-ENDS = [re.compile(end) for end in (r"\n", r"[.!?]['\")\]”’]*\s|[।॥。！？]\s*", r"\s")]
+# A document of a text file ends at SEPARATOR, a line. A file without one is cut at the first of
+# ENDS that comes in time: a blank line, the end of a line, of a sentence, of a word.
+SEPARATOR = re.compile(rf"^[^\S\n]*{re.escape(END_OF_TEXT)}[^\S\n]*(?:\n|\Z)", re.MULTILINE)
+SENTENCE = r"[.!?]['\")\]”’]*\s|[।॥。！？]\s*"
+ENDS = [re.compile(end) for end in (r"\n[^\S\n]*\n", r"\n", SENTENCE, r"\s")]
 
 
-def cut(text, size):
-    """Text without blank lines -> its pieces, which joined are the text. All but the last have at
-    least `size` characters and end at a line; where none comes within four times the size, at the
-    end of a sentence, a space, or there."""
+def cut(text):
+    """Text -> its pieces, which joined are the text. All have PIECE to 4 * PIECE characters, the
+    last as many as are left."""
     pieces, at = [], 0
-    while len(text) - at > 4 * size:
-        found = None
-        for end in ENDS:
-            found = found or end.search(text, at + size - 1, at + 4 * size)
-        stop = found.end() if found else at + 4 * size
+    while len(text) - at > 4 * PIECE:
+        found = (end.search(text, at + PIECE - 1, at + 4 * PIECE) for end in ENDS)
+        stop = next((end.end() for end in found if end), at + 4 * PIECE)
         pieces.append(text[at:stop])
         at = stop
     return [*pieces, text[at:]]
 
 
 def plain_text(file):
-    """An open text file -> its documents. They end at lines that are END_OF_TEXT; in a file with
-    none in its first CHUNK, at the first blank line after PIECE characters."""
-    head = file.read(CHUNK) + file.readline()
-    separated = any(line.strip() == END_OF_TEXT for line in io.StringIO(head))
-    lines = itertools.chain(io.StringIO(head), iter(lambda: file.readline(CHUNK), ""))
-    document, size = [], 0
-    for line in lines:
-        ends = line.strip() == END_OF_TEXT
-        if not ends:
-            document.append(line)
-            ends = not separated and size >= PIECE and not line.strip()
-            size += len(line)
-        if ends:
-            yield "".join(document).strip("\n")
-            document, size = [], 0
-        elif size > 4 * PIECE and not separated:
-            *pieces, rest = cut("".join(document), PIECE)
-            for piece in pieces:
-                yield piece.strip("\n")
-            document, size = [rest], len(rest)
-    yield "".join(document).strip("\n")
+    """An open text file -> its documents. They end at lines that are END_OF_TEXT; a file with none
+    in its first CHUNK is cut."""
+    chunk, rest = "".join(file.readlines(CHUNK)), ""
+    split = SEPARATOR.split if SEPARATOR.search(chunk) else cut
+    while chunk:
+        *documents, rest = split(rest + chunk)
+        yield from (document.strip("\n") for document in documents)
+        chunk = "".join(file.readlines(CHUNK))
+    # newlines after the rest make it long enough to be cut at its blank lines
+    yield from (document.strip("\n") for document in split(rest + 4 * PIECE * "\n"))
 
 
 # ---- files -------------------------------------------------------------------------------------
 
-def kind_of(name):
-    """A file's name -> (kind, packing), as ("jsonl", "gz"), or None if the kind is unknown."""
-    found = re.search(r"\.(?:(parquet)|(txt|md|jsonl|json|csv|tsv)(?:\.(gz|zst))?)$", str(name),
-                      re.IGNORECASE)
-    return found and ((found[1] or found[2]).lower(), (found[3] or "").lower())
-
-
 def json_rows(file, kind):
-    """An open .jsonl or .json file -> its values, one a line; .json may also be one array of rows,
-    or one row, over several lines."""
-    lines = enumerate(file, 1)
+    """An open .jsonl or .json file -> its values, one a line. A .json file is read whole and may
+    also be one array of rows, or one row."""
     if kind == "json":
-        first = file.readline()
+        whole = file.read()
         try:
-            value = json.loads(first)
-        except ValueError:  # it goes on in the next line
-            value = json.loads(first + file.read())
-        yield from value if isinstance(value, list) else [value]
-        lines = enumerate(file, 2)
-    for number, line in lines:
+            value = json.loads(whole)
+        except ValueError:
+            file = io.StringIO(whole)
+        else:
+            yield from value if isinstance(value, list) else [value]
+            return
+    for number, line in enumerate(file, 1):
         if line.strip():
             try:
                 yield json.loads(line)
@@ -133,14 +117,13 @@ def parquet_rows(raw, start, column):
     import pyarrow.parquet
     file = pyarrow.parquet.ParquetFile(raw)
     columns = [column] if column in file.schema_arrow.names else None
-    before = 0
     for group in range(file.num_row_groups):
         size = file.metadata.row_group(group).num_rows
-        if before + size > start:
+        if start < size:
             batches = file.iter_batches(500, [group], columns, use_threads=False)
             rows = itertools.chain.from_iterable(batch.to_pylist() for batch in batches)
-            yield from itertools.islice(rows, max(0, start - before), None)
-        before += size
+            yield from itertools.islice(rows, start, None)
+        start = max(0, start - size)
 
 
 def file_rows(raw, kind, packing, start, column):
@@ -164,9 +147,9 @@ def file_rows(raw, kind, packing, start, column):
 def read_file(raw, name, start, column):
     """An open file -> its texts from row `start` on, None for a row without one. InputError if it
     cannot be read, or if its first row that is not null has no text in the column."""
-    if not kind_of(name):
+    if not (found := KIND.search(name)):
         raise InputError(f"{name}: unknown kind of file ({KNOWN} are known)")
-    kind, packing = kind_of(name)
+    kind, packing = ((part or "").lower() for part in found.groups())
     known = start > 0  # whether rows have text
     try:
         for row in file_rows(raw, kind, packing, start, column):
@@ -193,9 +176,8 @@ def read_files(paths, open_file, position, column):
     """Files one after the other from a position {"file": i, "row": n} on, as `Source.rows`."""
     for i in range(position["file"], len(paths)):
         row = position["row"] if i == position["file"] else 0
-        name = re.sub("^hf://datasets/.*?@[^/]*/", "", str(paths[i]))
         with open_file(paths[i], "rb") as raw:
-            for row, text in enumerate(read_file(raw, name, row, column), row + 1):
+            for row, text in enumerate(read_file(raw, str(paths[i]), row, column), row + 1):
                 yield text, position | {"file": i, "row": row}
 
 
@@ -208,8 +190,8 @@ def files_below(folder):
             folders.clear()
             continue
         seen.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        found += [Path(here, name) for name in names if kind_of(name) and not name.startswith(".")]
+        folders[:] = sorted(name for name in folders if name[0] != ".")
+        found += [Path(here, name) for name in names if KIND.search(name) and name[0] != "."]
     return sorted(found)
 
 
@@ -224,8 +206,6 @@ def files(patterns, column):
         if len(paths) == before:
             raise InputError(f"{pattern}: no such file, or none of a known kind in it ({KNOWN})")
     for path in paths:
-        if not path.is_file():
-            raise InputError(f"{path} is a link to nothing (its content may have to be fetched)")
         with open(path, "rb") as raw:
             next(filter(None, read_file(raw, str(path), 0, column)), None)
     identity = [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in paths]
@@ -242,17 +222,20 @@ class PlainUnpickler(pickle.Unpickler):
         raise pickle.UnpicklingError(f"it would run {module}.{name}")
 
 
-def nanogpt_characters(path):
-    """nanoGPT's meta.pkl -> its characters in id order, a str. InputError if it has none."""
+def nanogpt_tokenizer(path):
+    """The tokenizer of nanoGPT's meta.pkl, GPT-2's where there is none. InputError if the file is
+    not a table of characters."""
+    if not path.exists():
+        return tokenizer.gpt2()
     try:
         table = PlainUnpickler(io.BytesIO(path.read_bytes())).load()["itos"]
         characters = "".join(table[i] for i in range(len(table)))
+        if not 0 < len(table) == len(characters) == len(set(characters)):
+            raise ValueError("its itos has not a character of its own for each id")
     except Exception as error:  # unpickling bytes raises whatever they lead to
         raise InputError(f"{path}: not nanoGPT's table of characters "
                          f"({type(error).__name__}: {error})") from None
-    if not 0 < len(table) == len(characters) == len(set(characters)):
-        raise InputError(f"{path}: its itos is not a table of different single characters")
-    return characters
+    return tokenizer.CharTokenizer(characters)
 
 
 def nanogpt_ids(path, dtype):
@@ -270,6 +253,29 @@ def nanogpt_ids(path, dtype):
     return np.memmap(path, dtype or "uint16", mode="r")
 
 
+def adopt(source, folder, dtype):
+    """Copy nanoGPT's train.bin and val.bin into a folder: (tokenizer, what meta.json says)."""
+    tok = nanogpt_tokenizer(source / "meta.pkl")
+    width = np.array([len(raw) for raw in tok.spelled])
+    width[tok.eot] = 0  # it separates documents and is no text
+    meta = {"tokens": {}, "documents": {}, "text_bytes": {}, "sources": {}, "kept": 1.0}
+    for split in ("train", "val"):
+        path, count = source / f"{split}.bin", np.zeros(tok.vocab_size, np.int64)
+        every = nanogpt_ids(path, dtype)
+        with open(folder / path.name, "wb") as copy:
+            for i in range(0, len(every), 2**22):
+                ids = every[i:i + 2**22]
+                if ids.min() < 0 or ids.max() >= tok.vocab_size:
+                    raise InputError(f"{path}: ids from {ids.min():,} to {ids.max():,}, {tok.name} "
+                                     f"has {tok.vocab_size:,}; is meta.pkl or --dtype missing?")
+                copy.write(ids.astype(tokenizer.id_type(tok)).tobytes())
+                count += np.bincount(ids, minlength=tok.vocab_size)
+        meta["tokens"][split] = len(every)
+        meta["documents"][split] = int(count[tok.eot]) + int(every[-1] != tok.eot)
+        meta["text_bytes"][split] = int(count @ width)
+    return tok, meta
+
+
 # ---- the Hub -----------------------------------------------------------------------------------
 
 HUB = {"fineweb-edu": ("HuggingFaceFW/fineweb-edu", "sample-10BT"),
@@ -282,12 +288,10 @@ def one_line(repo):
     try:
         yield
     except Exception as error:  # their own, httpx's, pyarrow's, ours ...
-        says = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
-        endpoint = os.environ.get("HF_ENDPOINT", "the Hub")
-        raise OSError(f"cannot stream {repo} from {endpoint} ({says})") from error
+        raise OSError(f"cannot stream {repo} ({type(error).__name__}: {error})") from error
 
 
-def stream(name, repo, config=None, split="train", column="text", revision=None, share=1.0):
+def stream(repo, config, split="train", column="text", revision=None, name=None, share=1.0):
     """A dataset of the Hub, streamed -> Source. `datasets` says which files a split has; its own
     iterator is not used, as it would read a file from its start again to go on within it."""
     from huggingface_hub import HfApi, HfFileSystem
@@ -303,7 +307,7 @@ def stream(name, repo, config=None, split="train", column="text", revision=None,
                 raise InputError(f"no split '{split}', but {', '.join(paths)}; choose with --split")
             yield from read_files(paths[split], HfFileSystem().open, position, column)
 
-    return Source(name, [repo, config, split, column, revision],
+    return Source(name or repo, [repo, config, split, column, revision],
                   {"revision": sha, "file": 0, "row": 0}, rows, share)
 
 
@@ -319,31 +323,27 @@ APART = {"distutils", "ensurepip", "idlelib", "lib2to3", "msilib", "tkinter", "t
 
 def file_docstrings(path):
     """The docstrings of one Python file, top to bottom; none from a file that does not parse."""
+    def within(node):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+            yield ast.get_docstring(node)
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, (ast.stmt, ast.excepthandler, ast.match_case)):
+                yield from within(child)
     try:
         with warnings.catch_warnings(action="ignore"):
-            nodes = [ast.parse(path.read_bytes())]
+            return list(filter(None, within(ast.parse(path.read_bytes()))))
     except (SyntaxError, ValueError, RecursionError, MemoryError, OSError):
         return []
-    # as ast.walk, but without the expressions, which are most of a tree
-    statements = ast.stmt, ast.excepthandler, ast.match_case
-    for node in nodes:
-        nodes += [n for n in ast.iter_child_nodes(node) if isinstance(n, statements)]
-    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-    found = [node for node in nodes if isinstance(node, documented)]
-    found.sort(key=lambda node: getattr(node, "lineno", 0))  # a module has no line
-    return [text for text in map(ast.get_docstring, found) if text]
 
 
 def python_files(folder, names):
     """The Python files of modules and packages in a folder, without those APART, in an order that
     does not depend on where the folder is."""
-    found = {}
+    found = [folder / f"{name}.py" for name in names]
     for name in names:
-        for path in [folder / f"{name}.py", *(folder / name).rglob("*.py")]:
-            parts = path.relative_to(folder).parts
-            if APART.isdisjoint(parts):
-                found["/".join(parts)] = path
-    return [found[key] for key in sorted(found)]
+        found += (folder / name).rglob("*.py")
+    found = [path for path in found if APART.isdisjoint(path.relative_to(folder).parts)]
+    return sorted(found, key=lambda path: path.relative_to(folder).as_posix())
 
 
 def docstrings():

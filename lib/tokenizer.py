@@ -1,6 +1,5 @@
 """Text <-> token ids, and the true bytes of every token.
 
-    from lib.tokenizer import gpt2, train_bpe, train_unicode, from_state, token_bytes
     tok = train_bpe(texts, 4096)            # or gpt2(), train_unicode(texts), hugging_face(spec)
     tok.decode(tok.encode("Hello"))         # "Hello"
     token_bytes(tok)[tok.encode("Hi")[0]]   # b"Hi"
@@ -12,7 +11,6 @@ which `from_state` makes the same tokenizer again.
 import base64
 import functools
 import json
-import os
 import re
 import unicodedata
 import zlib
@@ -29,10 +27,8 @@ from lib.unicode_tokenizer import END_OF_TEXT, UnicodeTokenizer, Vocabulary, tra
 # pieces, faster). \p{L} does not include the vowel signs of Indic scripts or other combining marks,
 # \p{M}: gpt2 cuts words at them, indic does not, nor at the joiners that shape conjuncts.
 PATTERNS = {
-    "gpt2": r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s",
-    "indic": r"'(?:[sdmt]|ll|ve|re)| ?\p{L}[\p{L}\p{M}\x{200c}\x{200d}]*+| ?\p{N}++"
-             r"| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s",
-}
+    "gpt2": r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"}
+PATTERNS["indic"] = PATTERNS["gpt2"].replace(r"\p{L}++", r"\p{L}[\p{L}\p{M}\x{200c}\x{200d}]*+")
 LONG = 100_000  # characters; a gap this long is cut before its last space, as the patterns do
 LONG_GAP = re.compile(rf"(?=[\t-\r ]\S)(?<=[\t-\r ]{{{LONG}}})")
 
@@ -43,13 +39,10 @@ class Tokenizer(Vocabulary):
 
     def __init__(self, name, tokens, pattern="gpt2"):
         """`name`: gpt2 or bpe:N; `tokens`: list of distinct byte strings that include all 256
-        single bytes, else ValueError; `pattern`: of PATTERNS."""
-        ranks = {token: rank for rank, token in enumerate(tokens)}
-        if len(ranks) != len(tokens) or any(bytes([b]) not in ranks for b in range(256)):
-            raise ValueError("a vocabulary needs distinct tokens and every single byte among them")
+        single bytes; `pattern`: of PATTERNS."""
         self.name, self.tokens, self.pattern = name, tokens, pattern
-        self.eot = len(tokens)
-        self.vocab_size = len(tokens) + 1
+        self.eot, self.vocab_size = len(tokens), len(tokens) + 1
+        ranks = {token: rank for rank, token in enumerate(tokens)}
         self.spelled = [*tokens, END_OF_TEXT.encode()]
         self.encoding = tiktoken.Encoding(name, pat_str=PATTERNS[pattern], mergeable_ranks=ranks,
                                           special_tokens={END_OF_TEXT: self.eot})
@@ -57,9 +50,9 @@ class Tokenizer(Vocabulary):
     def encode(self, text):
         """str -> list of ids. A very long gap is cut where the pattern would cut it: tiktoken gives
         up on a million spaces."""
-        if len(text) > LONG and len(parts := LONG_GAP.split(text)) > 1:
-            return [i for part in parts for i in self.encoding.encode_ordinary(part)]
-        return self.encoding.encode_ordinary(text)
+        if len(text) <= LONG:
+            return self.encoding.encode_ordinary(text)
+        return [i for part in LONG_GAP.split(text) for i in self.encoding.encode_ordinary(part)]
 
     @property
     def state(self):
@@ -73,11 +66,9 @@ class CharTokenizer(Vocabulary):
     name = "chars"
 
     def __init__(self, characters):
-        """`characters`: a str in id order. ValueError unless they are distinct."""
-        self.characters = characters
+        """`characters`: a str of distinct ones in id order."""
+        self.state = {"name": self.name, "characters": characters}
         self.ids = {c: i for i, c in enumerate(characters)}
-        if len(self.ids) != len(characters) or not characters:
-            raise ValueError("a list of characters needs distinct ones")
         self.eot, self.vocab_size = len(characters), len(characters) + 1
         self.spelled = [c.encode(errors="replace") for c in characters] + [END_OF_TEXT.encode()]
 
@@ -87,12 +78,7 @@ class CharTokenizer(Vocabulary):
             return [self.ids[c] for c in text]
         except KeyError as error:
             raise InputError(f"the character {error} is not one of the {len(self.ids)} that this "
-                             f"vocabulary has: {self.characters[:100]!r}") from None
-
-    @property
-    def state(self):
-        """The tokenizer as a JSON-able dict."""
-        return {"name": self.name, "characters": self.characters}
+                             f"vocabulary has: {''.join(self.ids)[:100]!r}") from None
 
 
 # ---- tokenizers of Hugging Face ----------------------------------------------------------------
@@ -104,10 +90,10 @@ ENDS = ("<|endoftext|>", "<|end_of_text|>", "<｜end▁of▁sentence｜>", "</s>
 
 class HuggingFaceTokenizer(Vocabulary):
     """A `tokenizer.json` of the library `tokenizers`, byte-level or sentencepiece-style. No text
-    encodes to a special token. What its normalizer changes (NFKC, lower case) stays changed."""
+    encodes to `eot`. What its normalizer changes (NFKC, lower case) stays changed."""
 
     def __init__(self, name, text):
-        """`text`: the file's. ValueError if it is not one, or of a kind that loses the spaces."""
+        """`text`: the file's. ValueError if it is not one that can be used."""
         from tokenizers import Tokenizer as Encoding  # where none is given, nothing needs it
         try:
             data = json.loads(text)
@@ -116,12 +102,7 @@ class HuggingFaceTokenizer(Vocabulary):
                        if token["special"]}
             # what a model wants around its inputs: documents are separated here, and are not cut
             data |= dict.fromkeys(("post_processor", "truncation", "padding"))
-            if data["model"].get("type") == "Unigram":
-                for id in special.values():  # or a text that spells a special token becomes it
-                    if id < len(data["model"]["vocab"]):
-                        data["model"]["vocab"][id][1] = -1e6
-            else:
-                data["model"]["dropout"] = None  # the same text gives the same ids
+            data["model"]["dropout"] = None  # the same text gives the same ids
             self.encoding = Encoding.from_str(json.dumps(data))
         except Exception as error:  # the library raises this class itself
             raise ValueError(f"not a tokenizer.json that can be used here ({error})") from None
@@ -132,8 +113,6 @@ class HuggingFaceTokenizer(Vocabulary):
         if self.eot == len(self.spelled):
             self.spelled.append(END_OF_TEXT.encode())
         self.vocab_size = len(self.spelled)
-        if not re.search(r"\S\s+\S", self.decode(self.encode("a b"))):
-            raise ValueError("its tokens lose the spaces of the text")
 
     def encode(self, text):
         """str -> list of ids."""
@@ -141,10 +120,8 @@ class HuggingFaceTokenizer(Vocabulary):
 
     def encode_batch(self, texts):
         """List of str -> list of lists of ids, on the library's threads (RAYON_NUM_THREADS)."""
-        texts = [text.encode(errors="replace").decode() for text in texts]  # no lone surrogates
-        encoded = self.encoding.encode_batch_fast(texts, add_special_tokens=False)
-        found = [encoding.ids for encoding in encoded]
-        return [[i for i in ids if i != self.eot] if self.eot in ids else ids for ids in found]
+        found = self.encoding.encode_batch_fast(texts, add_special_tokens=False)
+        return [[i for i in encoded.ids if i != self.eot] for encoded in found]
 
     @functools.cached_property
     def state(self):
@@ -202,10 +179,9 @@ def hugging_face(spec):
         path = path / "tokenizer.json"
     elif not spec.lower().endswith(".json"):
         from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import EntryNotFoundError, HFValidationError
         try:
             path = Path(hf_hub_download(spec, "tokenizer.json"))
-        except (EntryNotFoundError, HFValidationError, OSError) as error:
+        except (ValueError, OSError) as error:  # a ValueError: it cannot be a name
             raise OSError(f"--tokenizer={spec}: no such folder, and no tokenizer.json of the Hub "
                           f"({type(error).__name__}: {error})") from error
     if not path.is_file():
@@ -220,32 +196,25 @@ def hugging_face(spec):
 # ---- making one --------------------------------------------------------------------------------
 
 def from_state(state):
-    """The inverse of a tokenizer's `state`. ValueError if the dict is not one."""
-    try:
-        if "tokenizer.json" in state:
-            packed = base64.b64decode(state["tokenizer.json"], validate=True)
-            return HuggingFaceTokenizer(state["name"], zlib.decompress(packed).decode())
-        if state["name"] == CharTokenizer.name:
-            return CharTokenizer(state["characters"])
-        if state["name"] == UnicodeTokenizer.name:
-            trigrams, bigrams = state["trigrams"], state["bigrams"]
-            return UnicodeTokenizer([trigrams[i:i + 3] for i in range(0, len(trigrams), 3)],
-                                    [bigrams[i:i + 2] for i in range(0, len(bigrams), 2)])
-        tokens = [base64.b64decode(token, validate=True) for token in state["tokens"].split(" ")]
-        return Tokenizer(state["name"], tokens, state.get("pattern", "gpt2"))
-    except (KeyError, TypeError, AttributeError, ValueError, zlib.error) as error:
-        raise ValueError(f"not a saved tokenizer ({type(error).__name__}: {error})") from None
+    """A tokenizer from its `state`. ValueError, KeyError, TypeError or AttributeError if none."""
+    if "tokenizer.json" in state:
+        packed = base64.b64decode(state["tokenizer.json"], validate=True)
+        return HuggingFaceTokenizer(state["name"], zlib.decompress(packed).decode())
+    if state["name"] == CharTokenizer.name:
+        return CharTokenizer(state["characters"])
+    if state["name"] == UnicodeTokenizer.name:
+        return UnicodeTokenizer(state["trigrams"], state["bigrams"])
+    tokens = [base64.b64decode(token, validate=True) for token in state["tokens"].split(" ")]
+    return Tokenizer(state["name"], tokens, state.get("pattern", "gpt2"))
 
 
 def gpt2():
-    """GPT-2's tokenizer, V = 50,257. OSError if tiktoken has no whole copy of the vocabulary and
-    cannot fetch one."""
+    """GPT-2's tokenizer, V = 50,257. OSError if tiktoken cannot get its vocabulary."""
     try:
         encoding = tiktoken.get_encoding("gpt2")
     except (OSError, ValueError, KeyError) as error:  # the latter two: it came damaged
-        cache = os.environ.get("TIKTOKEN_CACHE_DIR", "data-gym-cache in the temporary folder")
         raise OSError(f"tiktoken cannot get GPT-2's vocabulary ({type(error).__name__}: {error}); "
-                      f"set TIKTOKEN_CACHE_DIR to a filled cache (now {cache})") from error
+                      "set TIKTOKEN_CACHE_DIR to a folder that has it") from error
     return Tokenizer("gpt2", [encoding.decode_single_token_bytes(i)
                               for i in range(encoding.eot_token)])
 
@@ -254,8 +223,7 @@ def train_bpe(texts, vocab_size, pattern="gpt2"):
     """Train byte-level BPE with `vocab_size` ids, `<|endoftext|>` included, on an iterable of str.
     InputError if it is under 257 or if the text has too few pairs for that many merges."""
     if not 257 <= vocab_size <= 2**31:
-        raise InputError(f"bpe:{vocab_size}: 256 bytes and <|endoftext|> make at least 257 ids, "
-                         "2^31 are the most")
+        raise InputError(f"bpe:{vocab_size}: a vocabulary has at least 257 ids, at most 2^31")
     import rustbpe  # where nothing is trained, nothing needs it
     trainer = rustbpe.Tokenizer()
     trainer.train_from_iterator(iter(texts), vocab_size - 1, pattern=PATTERNS[pattern])
@@ -266,22 +234,19 @@ def train_bpe(texts, vocab_size, pattern="gpt2"):
     return Tokenizer(f"bpe:{vocab_size}", [bytes(token) for token, _ in ranks], pattern)
 
 
-def make(spec, training_text, pattern=None):
+def make(spec, training_text):
     """The tokenizer that --tokenizer says, trained on an iterable of text if need be. InputError
     if there can be none, OSError if it cannot be fetched."""
-    size = re.fullmatch(r"bpe:(\d+)", spec)
-    if pattern and not size:
-        raise InputError(f"--pattern is for a trained bpe:N, not for --tokenizer={spec}")
-    if size:
-        return train_bpe(training_text, int(size[1]), pattern or "gpt2")
+    if trained := re.fullmatch(r"bpe:(\d+)(:indic)?", spec):
+        return train_bpe(training_text, int(trained[1]), "indic" if trained[2] else "gpt2")
     if spec == "unicode":
         return train_unicode(training_text)
     if spec == "gpt2":
         return gpt2()
     if "/" in spec or spec.lower().endswith(".json") or Path(spec).is_dir():
         return hugging_face(spec)
-    raise InputError(f"unknown tokenizer '{spec}' (gpt2, unicode, bpe:N as in bpe:4096, FILE.json, "
-                     "a folder and OWNER/NAME are known)")
+    raise InputError(f"unknown tokenizer '{spec}' (gpt2, unicode, bpe:N, FILE.json, a folder or "
+                     "OWNER/NAME)")
 
 
 SCRIPTS = {"ARABIC", "ARMENIAN", "BENGALI", "CJK", "CYRILLIC", "DEVANAGARI", "ETHIOPIC", "GEORGIAN",
@@ -291,12 +256,10 @@ SCRIPTS = {"ARABIC", "ARMENIAN", "BENGALI", "CJK", "CYRILLIC", "DEVANAGARI", "ET
 
 
 def token_bytes(tokenizer):
-    """The true bytes of every id, a list of byte strings; tokenizer: one of this file, of tiktoken,
-    of Hugging Face's `tokenizers` or a fast one of `transformers`. b"" for an id that has none.
-    TypeError for what is none of these, ValueError for a vocabulary that does not say its bytes.
-
-    Not `decode([id]).encode()`: 344 of GPT-2's tokens are no UTF-8 on their own.
-    """
+    """The true bytes of every id, a list; b"" for an id that has none. Not `decode([id]).encode()`:
+    344 of GPT-2's tokens are no UTF-8 on their own. tokenizer: one of this file, of tiktoken, of
+    `tokenizers` or a fast one of `transformers`, else TypeError; ValueError for a vocabulary that
+    does not say its bytes."""
     if hasattr(tokenizer, "spelled"):
         return list(tokenizer.spelled)
     if isinstance(tokenizer, tiktoken.Encoding):
@@ -317,31 +280,23 @@ def id_type(tok):
     return np.dtype(np.uint16 if tok.vocab_size <= 2**16 else np.uint32)
 
 
-@functools.cache
-def script_of_character(c):
-    """The script of a letter or mark, as its Unicode name says, or "other"; None for a mark that
-    belongs to no script."""
-    words = unicodedata.name(c, "").removeprefix("FULLWIDTH ").removeprefix("HALFWIDTH ").split()
-    if words and words[0] in SCRIPTS:
-        return "CJK" if words[0] == "CJK" else words[0].capitalize()
-    return None if unicodedata.category(c)[0] == "M" else "other"
-
-
 def script_of(text):
-    """The script of a token's letters ("Latin", ...; "mixed" for several); without letters "bytes"
-    (it has a part of a character, U+FFFD), "digits", "punctuation", "space" or "other"."""
-    categories = [unicodedata.category(c)[0] for c in text]
-    scripts = {script_of_character(c) for c, category in zip(text, categories) if category in "LM"}
-    scripts.discard(None)
+    """The script of a token's letters, as their Unicode names say ("Latin", ...; "mixed" for
+    several, "other" for none of SCRIPTS); without letters "bytes" (it has a part of a character,
+    U+FFFD), "digits", "punctuation", "space" or "other"."""
+    categories, scripts = [unicodedata.category(c)[0] for c in text], set()
+    for c, category in zip(text, categories):
+        name = unicodedata.name(c, "").removeprefix("FULLWIDTH ").removeprefix("HALFWIDTH ")
+        word = name.partition(" ")[0]
+        if category in "LM" and word in SCRIPTS:
+            scripts.add("CJK" if word == "CJK" else word.capitalize())
+        elif category == "L":  # a mark may belong to no script
+            scripts.add("other")
     if scripts:
         return scripts.pop() if len(scripts) == 1 else "mixed"
-    if "\ufffd" in text:
-        return "bytes"
-    if "N" in categories:
-        return "digits"
-    if "P" in categories or "S" in categories:
-        return "punctuation"
-    return "space" if text.isspace() else "other"
+    others = {"bytes": "\ufffd" in text, "digits": "N" in categories,
+              "punctuation": "P" in categories or "S" in categories, "space": text.isspace()}
+    return next((kind for kind, is_it in others.items() if is_it), "other")
 
 
 def by_script(strings, what):

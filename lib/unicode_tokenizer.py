@@ -25,8 +25,7 @@ class Vocabulary:
         return b"".join([self.spelled[i] for i in ids])
 
     def decode(self, ids):
-        """Ids -> str; bytes that are not UTF-8 become U+FFFD. Sentencepiece-style tokenizers put a
-        space before the first word."""
+        """Ids -> str; bytes that are not UTF-8 become U+FFFD."""
         return self.decode_bytes(ids).decode("utf-8", errors="replace")
 
 
@@ -42,29 +41,24 @@ class UnicodeTokenizer(Vocabulary):
     name, eot, vocab_size, most_merges = "unicode", 0xFFFF, 0x10000, 0xF900 - 0xE000
 
     def __init__(self, trigrams, bigrams):
-        """Two lists of str. ValueError if they are not merges."""
-        self.merges, sizes = [*trigrams, *bigrams], [3] * len(trigrams) + [2] * len(bigrams)
-        fit = [len(merge) for merge in self.merges] == sizes
-        distinct = len(set(self.merges)) == len(sizes) <= self.most_merges
-        if not fit or not distinct or UNMERGED.search("".join(self.merges)):
-            raise ValueError("merges are at most 6,400 distinct trigrams and bigrams of characters "
-                             "that have their own ids")
-        self.tokens = [chr(i).encode("utf-8", "surrogatepass") for i in range(self.eot)]
-        self.tokens[0xE000:0xE000 + len(sizes)] = [merge.encode() for merge in self.merges]
-        self.spelled = [*self.tokens, END_OF_TEXT.encode()]
+        """Two str, each of distinct merges one after the other, at most 6,400 in all."""
+        self.state = {"name": self.name, "trigrams": trigrams, "bigrams": bigrams}
+        self.merges = re.findall("(?s)...", trigrams) + re.findall("(?s)..", bigrams)
+        taken = range(0xE000, 0xE000 + len(self.merges))
+        tokens = [chr(i).encode("utf-8", "surrogatepass") for i in range(self.eot)]
+        tokens[taken.start:taken.stop] = [merge.encode() for merge in self.merges]
+        self.spelled = [*tokens, END_OF_TEXT.encode()]
         # each alternative is a token, the first that fits is taken
         pieces = ["".join(f"\\x{{{ord(c):x}}}" for c in merge) for merge in self.merges]
-        ranks = {raw: i for i, raw in enumerate(self.tokens) if not 0xD800 <= i < 0xE000}
+        ranks = {raw: i for i, raw in enumerate(tokens) if not 0xD800 <= i < 0xE000}
         self.encoding = tiktoken.Encoding(self.name, pat_str="|".join([*pieces, "(?s:.)"]),
                                           mergeable_ranks=ranks, special_tokens={})
-        taken = f"\ue000-{chr(0xDFFF + len(sizes))}" if sizes else ""
-        self.without_id = re.compile(f"([\U00010000-\U0010ffff\uffff{taken}])")
-        self.spelling = re.compile(f"[\uffff{taken}]|[\ud800-\udfff][\udc00-\udfff]")
+        self.taken = "\uffff" + "".join(map(chr, taken))
+        self.without_id = re.compile(f"([\U00010000-\U0010ffff{self.taken}])")
+        self.spelling = re.compile(f"[{self.taken}]|[\ud800-\udfff][\udc00-\udfff]")
 
     def encode(self, text):
-        """str -> list of ids. A lone surrogate, which no encoding of Unicode has, is read as
-        U+FFFD."""
-        text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+        """str -> list of ids."""
         others, *rest = self.without_id.split(text)
         ids = self.encoding.encode_ordinary(others)
         for character, others in zip(rest[::2], rest[1::2]):
@@ -86,15 +80,8 @@ class UnicodeTokenizer(Vocabulary):
         low = second[0] - 0xDC00
         if first < 0xDC00:
             return chr(0x10000 + ((first - 0xD800) << 10) + low)
-        c = ((first - 0xDC00) << 10) + low
-        is_taken = c == self.eot or 0xE000 <= c < 0xE000 + len(self.merges)
-        return chr(c) if is_taken else match[0]
-
-    @property
-    def state(self):
-        """The tokenizer as a JSON-able dict."""
-        return {"name": self.name, "trigrams": "".join(m for m in self.merges if len(m) == 3),
-                "bigrams": "".join(m for m in self.merges if len(m) == 2)}
+        c = chr(((first - 0xDC00) << 10) + low)
+        return c if c in self.taken else match[0]
 
 
 def train_unicode(texts):
@@ -106,4 +93,5 @@ def train_unicode(texts):
         counts.update(map("".join, zip(text, text[1:], text[2:])))
     found = [(-times, gram) for gram, times in counts.items() if not UNMERGED.search(gram)]
     best = [gram for _, gram in sorted(found)[:UnicodeTokenizer.most_merges]]
-    return UnicodeTokenizer([m for m in best if len(m) == 3], [m for m in best if len(m) == 2])
+    return UnicodeTokenizer("".join(m for m in best if len(m) == 3),
+                            "".join(m for m in best if len(m) == 2))
