@@ -15,7 +15,7 @@ import torch
 from lib.config import ROOT
 
 DECISIVE = ("codes.py", "rivals.py", "model.py", "train.py", "lib/config.py", "lib/data.py",
-            "lib/evaluate.py")
+            "lib/evaluate.py", "lib/tokenizer.py")
 
 
 def cpu_name():
@@ -40,7 +40,7 @@ def is_aside(statement):
 
 def code_hash():
     """A hash of the statements that decide a run's numbers, 12 hex digits: comments, docstrings,
-    layout and what only `python codes.py` runs do not count."""
+    layout and a script's `if __name__` do not count."""
     digest = hashlib.sha256()
     for name in DECISIVE:
         tree = ast.parse((ROOT / name).read_bytes())
