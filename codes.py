@@ -63,8 +63,7 @@ class TokenEmbedding(nn.Module):
         return F.embedding(where, self.vectors(distinct))
 
     def params_in_use(self, vocab_size):
-        """Trained parameters that some token names: all, if none are idle. kron's idle rows enter
-        by the sum of all rows alone."""
+        """Trained parameters that some token reads, kron's mean term aside."""
         return sum(p.numel() for p in self.parameters() if p.requires_grad)
 
 
@@ -202,7 +201,7 @@ class AffineEmbedding(BinaryEmbedding):
     As published A is K x K, the minimal code (`code_width` 0). A wide code, this project's own, has
     K' > K rows, distinct and not zero: each entry is the parity of some of the id's bits, plain or
     flipped. As signs any two entries are orthogonal over all 2^K ids. K' is at most d and 2^K - 1
-    (-1: that many); with every row it is a Hadamard code without its constant column."""
+    (-1: that many)."""
     arguments = (*BinaryEmbedding.arguments, "seed")
     options = BinaryEmbedding.options | {"code_width": 0}
 
@@ -249,8 +248,7 @@ class KroneckerEmbedding(FixedCode):
 
     Because z takes two values, the dense code never has to exist: with row(i) = byte_i * P + i,
         e(t) = scale[L] * sum_i W[row(i)] + shift[L] * sum_j W[j],
-    a bag of at most P rows of W plus a rank-one term.
-    """
+    a bag of at most P rows of W plus a rank-one term."""
     reads_bytes = True
     arguments, options = ("token_bytes", "form", "std"), {"pos_dim": 16}
     centred = True  # False: without the mean term
@@ -366,13 +364,13 @@ def main():
     """The codes of words (unset: run runs RUN ran) as in running text, with a space before them."""
     from lib.config import ROOT  # here, as in set_tokenizer
     from lib.errors import Parser
-    from lib.run_folder import load_checkpoint
-    from lib.tokenizer import from_state, token_bytes
+    from lib.run_folder import load_model
+    from lib.tokenizer import token_bytes
     parser = Parser(description=main.__doc__)
     parser.add_argument("words", nargs="*", metavar="WORD", default=["run", "runs", "RUN", "ran"])
     words = [f" {word.removeprefix(' ')}" for word in parser.parse_args().words]
     words = {word: word.encode(errors="surrogateescape") for word in words}  # bytes as they came
-    tok = from_state(load_checkpoint(ROOT / "results" / "demo" / "kron.pt")["tokenizer"])
+    _, tok, _ = load_model(ROOT / "results" / "demo" / "kron.pt")
     strings, K = token_bytes(tok), code_bits(tok.vocab_size)
     A, b = draw_affine(K, seed=1337)
     print(f"""\

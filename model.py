@@ -70,13 +70,9 @@ class Architecture:
             raise ValueError(f"n_embd={self.n_embd} is not divisible by n_head={self.n_head}")
         if self.positions == "rotary" and self.n_embd // self.n_head % 2:
             refuse("positions", "needs an even head width n_embd / n_head")
-        if not 0 <= self.dropout < 1:
-            refuse("dropout", "must be in [0, 1)")
 
 
 for name, kind in CODES.items():
-    if not issubclass(kind, TokenEmbedding):
-        raise TypeError(f"code '{name}': {kind.__name__} has to subclass TokenEmbedding")
     for key, default in kind.options.items():
         if hasattr(Architecture, key) or OPTIONS.setdefault(key, default) != default:
             raise TypeError(f"code '{name}': {key}={default!r} has another default elsewhere")
@@ -92,11 +88,8 @@ def make_embedding(config, token_bytes):
         raise ValueError(f"code='{config.code}': its constructor takes **kwargs: name them")
     known = asdict(config) | {"token_bytes": token_bytes, "form": config.code_form,
                               "std": config.embed_std or None}
-    wanted = {name: known[name] for name in (*kind.arguments, *kind.options)}
-    lacking = wanted.keys() - set(kind.__init__.__code__.co_varnames)
-    if lacking:
-        raise ValueError(f"code='{config.code}': its constructor has no {', '.join(lacking)}")
     rows = max(config.padded_size, config.vocab_size + kind.reads_bytes)
+    wanted = {name: known[name] for name in (*kind.arguments, *kind.options)}
     return kind(rows, config.n_embd, **wanted)
 
 
@@ -234,8 +227,7 @@ class GPT(nn.Module):
         start = cache.length if cache is not None else 0
         end = start + ids.size(1)
         assert start == 0 or ids.size(1) == 1, "after the prompt, a cache takes one token at a time"
-        x = self.embed(ids)  # (B, T, d)
-        rotary = None
+        x, rotary = self.embed(ids), None  # (B, T, d)
         if self.config.positions == "learned":
             x = x + self.transformer.wpe.weight[start:end]
         else:
@@ -262,20 +254,18 @@ class GPT(nn.Module):
         coded: at the start h is mostly the token's own e, which would take all the probability.
         code: a second module of the same code, scaled to the 0.02 of a table. An id past the
         vocabulary has no code: it gets -inf, except a slot that was given bytes."""
-        code = self.head_code
-        bias = self.head_bias if self.config.head_bias != "none" else None
+        c, code = self.config, self.head_code
+        bias = self.head_bias if c.head_bias != "none" else None
         if code is None:
             return self.lm_head.weight, bias
-        alpha = 0.02 / code.std
-        if self.config.head == "tied":
-            alpha = 4 / (self.config.n_embd * code.std)
-        count = max(self.config.padded_size, (self.slot or 0) + 1)
+        alpha = 0.02 / code.std if c.head == "code" else 4 / (c.n_embd * code.std)
+        count = max(c.padded_size, (self.slot or 0) + 1)
         ids = torch.arange(count, device=self.device)
         matrix = alpha * code(ids)
         if torch.is_autocast_enabled(self.device.type):
             # one copy that all pieces of the loss share, as autocast itself keeps of a weight
             matrix = matrix.to(torch.get_autocast_dtype(self.device.type))
-        no_code = (ids >= self.config.vocab_size) & (ids != (self.slot or -1))
+        no_code = (ids >= c.vocab_size) & (ids != (self.slot or -1))
         offset = torch.zeros(count, device=self.device).masked_fill(no_code, -math.inf)
         if bias is None:
             return matrix, offset
@@ -285,9 +275,8 @@ class GPT(nn.Module):
     def set_bytes(self, raw):
         """Give the free slot past the vocabulary these bytes; returns its id."""
         self.slot = self.config.vocab_size
-        self.transformer.wte.set_bytes(self.slot, raw)
-        if self.config.head == "code":
-            self.lm_head.set_bytes(self.slot, raw)
+        for module in filter(None, {self.transformer.wte, self.head_code}):  # tied: one module
+            module.set_bytes(self.slot, raw)
         return self.slot
 
     def logits(self, h, head=None):
@@ -315,11 +304,9 @@ class GPT(nn.Module):
 
     def num_params(self):
         """Trained parameters {"input", "body", "head", "total"}; shared ones count as input."""
-        def trained(module):
-            return sum(p.numel() for p in module.parameters() if p.requires_grad)
-        total, inputs = trained(self), trained(self.transformer.wte)
-        body = trained(self.transformer) - inputs
-        return {"input": inputs, "body": body, "head": total - inputs - body, "total": total}
+        total, both, inputs = (sum(p.numel() for p in module.parameters() if p.requires_grad)
+                               for module in (self, self.transformer, self.transformer.wte))
+        return {"input": inputs, "body": both - inputs, "head": total - both, "total": total}
 
     def flops_per_token(self):
         """Of forward and backward: 6 per weight that multiplies, plus attention (PaLM, app. B)."""

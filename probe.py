@@ -10,7 +10,7 @@
 
 Seeds of an arm are averaged. Runs may differ in arm and seed alone, or in rates that a grid chose:
 --tuned=results/tiny/tuning.json. Each probe prints its tables and writes out/probe-NAME.md, .json
-and .png. Prompts are small TSV files in prompts/. `python probe.py NAME --help` says more.
+and most a .png. Prompts are small TSV files in prompts/. `python probe.py NAME --help` says more.
 """
 from lib.errors import Parser, run
 from lib.tables import refuse_folder

@@ -43,16 +43,16 @@ class ShuffledKronecker(KroneckerEmbedding):
         super().__init__(num_embeddings, embedding_dim, dealt, pos_dim, form, std)
 
 
-def deal(token_bytes, pos_dim, seed, window=64):
-    """A permutation of the ids, (V,) int array, within windows of `window` neighbouring ids of
-    equal min(length, P): the ids of a trained BPE are roughly in order of frequency."""
+def deal(token_bytes, pos_dim, seed):
+    """A permutation of the ids, (V,) int array, within windows of 64 neighbouring ids of equal
+    min(length, P): the ids of a trained BPE are roughly in order of frequency."""
     rng = np.random.RandomState(seed)  # its stream is frozen: equal in every numpy version
     length = np.array([min(len(raw), pos_dim) for raw in token_bytes], dtype=int)
     permutation = np.arange(len(token_bytes))
     for L in np.unique(length):
         ids = np.flatnonzero(length == L)
-        for start in range(0, len(ids), window):
-            neighbours = ids[start:start + window]
+        for start in range(0, len(ids), 64):
+            neighbours = ids[start:start + 64]
             permutation[neighbours] = rng.permutation(neighbours)
     return permutation
 
@@ -129,8 +129,7 @@ class BagEmbedding(TokenEmbedding):
     """e(t) = scale[t] * sum over the token's list of rows: a bag without a longest length.
 
     A subclass has `rows_of(bytes)`, `scale_of(ids)` and `lift(rows)`, a row's vector. The lists lie
-    one after the other in `rows`, token t's from `start[t]`, `count[t]` long.
-    """
+    one after the other in `rows`, token t's from `start[t]`, `count[t]` long."""
     reads_bytes = True
     arguments = ("token_bytes", "std")
 
@@ -187,8 +186,7 @@ class TrigramEmbedding(BagEmbedding):
 
     With a sentinel before and after, L bytes have L trigrams; each one of their *set* gives m = 4
     rows, hash(trigram, j) mod v, v = `rows` (unset: 4,096, kron's budget). T-FREE has whole words,
-    v = 32,000, m = 10, two of them shared with the lower-cased trigram, and does not normalise.
-    """
+    v = 32,000, m = 10, two of them shared with the lower-cased trigram, and does not normalise."""
     hashes, options = 4, {"rows": 0}
 
     def __init__(self, num_embeddings, embedding_dim, token_bytes, std=None, rows=0):
@@ -221,8 +219,7 @@ class PhaseEmbedding(BagEmbedding):
 
     theta (256, F) and omega (F,) are uniform on (-pi, pi), the same in all runs. W ~ N(0,
     1/sqrt(D)), so that rms(e) starts at 1. After abi2024/kronecker_v2. Tune its learning rate: a
-    step of Adam moves e by up to lr * |z|_1, 1,263 at D = 1,536 against kron's 248 to 324.
-    """
+    step of Adam moves e by up to lr * |z|_1, 1,263 at D = 1,536 against kron's 248 to 324."""
     options = {"code_width": 0}
 
     def __init__(self, num_embeddings, embedding_dim, token_bytes, std=None, code_width=0):
@@ -341,8 +338,7 @@ class FrozenEmbedding(TokenEmbedding):
     def __init__(self, num_embeddings, embedding_dim, std=None):
         self.default_std = embedding_dim**-0.5
         super().__init__(num_embeddings, embedding_dim, std)
-        table = torch.zeros(num_embeddings, embedding_dim, dtype=torch.float16)
-        self.register_buffer("table", table)
+        self.register_buffer("table", torch.zeros(num_embeddings, embedding_dim).half())
         scale = torch.tensor(self.std / self.default_std)  # of the type that the vectors have
         self.register_buffer("scale", scale, persistent=False)
 
@@ -362,12 +358,9 @@ class FrozenRandomEmbedding(FrozenEmbedding):
 
 
 class VisualEmbedding(FrozenEmbedding):
-    """e(t) = PCA_d(x(t)) / |PCA_d(x(t))|, x(t) the 1,024 pixels of the token's text: what the look
-    of a token is worth. Emergent semantics (Bochkov, arXiv 2507.04886).
-
-    See `bitmap` for x. The paper draws in GNU Unifont, here it is DejaVu Sans, which matplotlib
-    carries. Ids past the vocabulary are zero.
-    """
+    """e(t) = PCA_d(x(t)) / |PCA_d(x(t))|, x(t) = `bitmap` of the token's text, 1,024 pixels: what
+    the look of a token is worth. Emergent semantics (Bochkov, arXiv 2507.04886), there in GNU
+    Unifont, here in DejaVu Sans, which matplotlib carries. Ids past the vocabulary are zero."""
     arguments = ("token_bytes", "std")
 
     def __init__(self, num_embeddings, embedding_dim, token_bytes, std=None):
@@ -381,18 +374,11 @@ class VisualEmbedding(FrozenEmbedding):
         """Draw every token and reduce the pixels; nothing is random."""
         if self.token_bytes:
             pixels = torch.from_numpy(np.stack([bitmap(raw) for raw in self.token_bytes]))
-            codes = principal_components(pixels.flatten(1), self.embedding_dim)
+            x = pixels.flatten(1).double()  # (V, 1024)
+            x -= x.mean(0)
+            _, directions = torch.linalg.eigh(x.T @ x)  # ascending
+            codes = (x @ directions.flip(1)[:, :self.embedding_dim]).float()
             self.table[:len(codes)] = F.normalize(codes, dim=-1).half().to(self.table.device)
-
-
-def principal_components(x, count):
-    """The coordinates of rows (n, m) along the `count` leading principal components, (n, count)
-    float32; x is centred."""
-    mean = x.double().mean(0)
-    covariance = sum((part.double() - mean).T @ (part.double() - mean) for part in x.split(4096))
-    _, directions = torch.linalg.eigh(covariance)  # ascending
-    leading = directions.flip(1)[:, :count]
-    return torch.cat([((part.double() - mean) @ leading).float() for part in x.split(4096)])
 
 
 def bitmap(raw):
@@ -440,8 +426,7 @@ class BytesToWordEmbedding(TokenEmbedding):
         e(t) = LayerNorm(concat_h sum_i a_h,i (x_i V)_h) O          K, V: e x d, O: d x d
 
     A sum over bytes commutes with V, and q_h with K, so both act once per token instead of once
-    per byte. O ~ N(0, std/sqrt(d)) after the norm gives rms(e) = std.
-    """
+    per byte. O ~ N(0, std/sqrt(d)) after the norm gives rms(e) = std."""
     lifts, head_lifts = ("attention",), ()
     arguments, options = ("token_bytes", "std", "n_head"), {"pos_dim": 16}
     reads_bytes = True

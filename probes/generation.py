@@ -9,11 +9,10 @@ import torch
 
 from lib.errors import whole_number
 from lib.generation import continue_text
-from lib.plots import panels
 from lib.stats import share_interval
 from lib.tables import markdown_table
-from probes.shared import (PROMPTS, draw_points, edit_distance, interval, measure_models, normal,
-                           read_rows, save)
+from probes.shared import (PROMPTS, edit_distance, interval, measure_models, normal, read_rows,
+                           save)
 
 OPTIONS = {"--prompts": dict(default=PROMPTS / "generation.tsv",
                              help=".tsv of prompt (with {} once), normal, typo, novel"),
@@ -27,7 +26,7 @@ PUBLISHED = ("Published (2605.29459): no rate; the claim is that Kronecker says 
 
 def fewest_edits(text, word):
     """How many edits the nearest whole word of a text is from `word`, case ignored. Infinity where
-    there is none, and for a word of one letter, which every short word is near."""
+    there is none, and for a word of one letter, to which every short word is near."""
     # with their marks and the joiners of Indic scripts; hyphen and apostrophe inside
     part = r"[\p{L}\p{N}\p{M}\u200c\u200d]+"
     words = regex.findall(rf"{part}(?:['’-]{part})*", text)
@@ -52,7 +51,8 @@ def aggregate(found):
     {"samples", "hits", "percent", "interval"}}}}, the interval over prompts and seeds."""
     rates = {arm: {what: {} for what in LIMITS} for arm in found}
     for (arm, seeds), (what, (limit, _)) in itertools.product(found.items(), LIMITS.items()):
-        for kind in next(iter(seeds.values())):
+        measured = next(iter(seeds.values()))
+        for kind in [kind for kind in KINDS if kind in measured]:
             hits = np.array([edits[kind] for edits in seeds.values()]) <= limit
             shares = hits.mean(2)  # (seeds, prompts)
             rates[arm][what][kind] = {
@@ -63,22 +63,21 @@ def aggregate(found):
 
 def main(args):
     prompts = read_rows(args.prompts, ["prompt", "normal", "typo", "novel"], "prompt")
-    first_samples = []  # of each run
 
-    def measure(model, tok, tick):
-        edits, texts = {}, {kind: [] for kind in KINDS}
-        for row, kind in itertools.product(prompts, KINDS):
+    def measure(model, tok, row, head):
+        found = {}
+        for kind in KINDS if model.transformer.wte.reads_bytes else KINDS[:3]:
             word, one_slot = row[kind.split()[0]], kind.endswith("slot")
-            if model.transformer.wte.reads_bytes or not one_slot:
-                ids = [prompt_ids(model, tok, row["prompt"], word, one_slot)] * args.samples
-                said = continue_text(model, tok, torch.tensor(ids, device=model.device),
-                                     word=f" {word}", **SAMPLER)
-                edits.setdefault(kind, []).append([fewest_edits(text, word) for text in said])
-                texts[kind].append(said[0])
-            tick()
-        first_samples.append(texts)
-        return edits
-    runs, found = measure_models(args, len(prompts) * len(KINDS), measure)
+            ids = [prompt_ids(model, tok, row["prompt"], word, one_slot)] * args.samples
+            said = continue_text(model, tok, torch.tensor(ids, device=model.device),
+                                 word=f" {word}", **SAMPLER)
+            found[kind] = [fewest_edits(text, word) for text in said]
+            found[f"first {kind}"] = said[0]
+        return found
+    runs, found = measure_models(args, prompts, measure)
+    of_runs = [results for seeds in found.values() for results in seeds.values()]
+    first_samples = {run["name"]: {kind: results.get(f"first {kind}", []) for kind in KINDS}
+                     for run, results in zip(runs, of_runs)}
     rates = aggregate(found)
     text = [f"How often a continuation says the prompt's word again: {len(prompts)} prompts x "
             f"{args.samples} samples a run, 30 new tokens, temperature 0.7, top-p 0.9, seed 42. "
@@ -86,37 +85,15 @@ def main(args):
             "than five prompts bring the word back, or all but a few do, each counts as one trial "
             "(Wilson). In one slot: the word's bytes as a single token, which only codes that read "
             "bytes can."]
-    save(args, text + tables(rates) + [PUBLISHED],
-         {"sampler": SAMPLER | {"samples": args.samples}, "rates": rates,
-          "prompts": [row["prompt"] for row in prompts],
-          "first_samples": dict(zip([run["name"] for run in runs], first_samples))},
-         draw(rates), runs)
-
-
-def points_of(rates, what, arm):
-    """(percent, low, high) of each kind, None where the arm has none."""
-    return [numbers and (numbers["percent"], *numbers["interval"])
-            for numbers in map(rates[arm][what].get, KINDS)]
-
-
-def tables(rates):
-    """The page's tables."""
-    text = []
     for what, (_, title) in LIMITS.items():
-        rows = [[arm, rates[arm][what]["normal"]["samples"],
-                 *(interval(*x) if x else "-" for x in points_of(rates, what, arm))]
-                for arm in rates]
+        rows = []
+        for arm, of_kinds in rates.items():
+            cells = [interval(x["percent"], x["interval"]) if x else "-"
+                     for x in map(of_kinds[what].get, KINDS)]
+            rows.append([arm, of_kinds[what]["normal"]["samples"], *cells])
         text += [f"Says it {title} (% of the continuations):",
                  markdown_table(["arm", "samples", *KINDS], rows)]
-    return text
-
-
-def draw(rates):
-    """The picture: exactly, and within one edit."""
-    figure, axes = panels(2, 6.5)
-    for ax, (what, (_, title)) in zip(axes, LIMITS.items()):
-        points = {arm: points_of(rates, what, arm) for arm in rates}
-        draw_points(ax, points, [kind.replace(" in", "\nin") for kind in KINDS])
-        ax.set(ylabel="share of continuations (%)", title=f"Says the word {title}", ylim=(0, None))
-    axes[0].legend(fontsize=8)
-    return figure
+    save(args, [*text, PUBLISHED],
+         {"sampler": SAMPLER | {"samples": args.samples}, "rates": rates,
+          "prompts": [row["prompt"] for row in prompts], "first_samples": first_samples},
+         None, runs)

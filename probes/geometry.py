@@ -28,13 +28,10 @@ FALLOFF = {"run": "runs RUN ran running rerun",
            "compute": "computed computer commute compete",
            "nation": "nations notion national station",
            "international": "internationally interntional internatoinal"}
-SPACES = {"trained": ("#0072B2", ""), "Kronecker": ("#E69F00", "//")}
+SPACES = {"trained": "o", "Kronecker": "s"}  # and how the picture marks them
 PUBLISHED_P = 32  # bytes that 2605.29459's own encoder reads
-PUBLISHED = (
-    "Published (2605.29459): in models of 135M to 671B parameters the five nearest are often "
-    "typographic variants in trained tables, seldom in Kronecker space. What follows from its "
-    "definition: cosines of about k / sqrt(m n); 72 GPT-2 tokens have more than 16 bytes, 14 more "
-    "than 32; 44 (P = 16) and 17 (P = 32) share their code.")
+PUBLISHED = ("Published (2605.29459): in models of 135M to 671B parameters the five nearest are "
+             "often typographic variants in trained tables, seldom in Kronecker space.")
 
 
 def kron_code(strings, pos_dim=PUBLISHED_P):
@@ -42,24 +39,18 @@ def kron_code(strings, pos_dim=PUBLISHED_P):
     return KroneckerEmbedding(len(strings), 1, strings, pos_dim).code
 
 
-def find(name, strings, words):
-    """{word: its id} of the words that are one token, with a space before it rather than without.
-    InputError if there are none."""
+def five_nearest(name, strings, rows, words):
+    """The five tokens nearest to " word", else to "word", of the words that are one token: {word:
+    [(text, cosine), ...]}. rows: a function, ids (n,) -> (n, d). InputError if none is."""
     index = {raw: i for i, raw in reversed(list(enumerate(strings))) if raw}  # lowest id
-    ids = {word: index.get(f" {word}".encode(), index.get(word.encode())) for word in words}
-    found = {word: id for word, id in ids.items() if id is not None}
+    found = {word: index.get(f" {word}".encode(), index.get(word.encode())) for word in words}
+    found = {word: id for word, id in found.items() if id is not None}
     if not found:
         raise InputError(f"{name}: none of the words is one token of it: {', '.join(words)}")
-    return found
-
-
-def five_nearest(strings, rows, asked):
-    """The five tokens nearest to each word of `asked`, {word: id}: {word: [(text, cosine), ...]}.
-    rows: a function, ids (n,) -> (n, d)."""
     ids = torch.tensor([i for i, raw in enumerate(strings) if raw])
-    near = nearest(rows(torch.tensor(list(asked.values()))), asked.values(), rows, ids, 5)
+    near = nearest(rows(torch.tensor(list(found.values()))), found.values(), rows, ids, 5)
     return {word: [(strings[i].decode(errors="replace"), cosine) for i, cosine in row]
-            for word, row in zip(asked, near)}
+            for word, row in zip(found, near)}
 
 
 def typographic(near):
@@ -69,17 +60,15 @@ def typographic(near):
 
 
 def study_model(model, tensor, words):
-    """The neighbours of words in a public model's trained table and in the Kronecker code of its
-    vocabulary."""
+    """Words' neighbours in a public model's table and in the Kronecker code of its tokens."""
     strings = read_vocabulary(model)  # the small file first
     name, table = read_embedding(model, tensor)
     strings = strings[:len(table)] + [b""] * (len(table) - len(strings))
-    asked = find(model, strings, words)
     spaces = {"trained": lambda ids: table[ids].float(), "Kronecker": kron_code(strings)}
     for space, rows in tqdm(spaces.items(), model):
-        near = five_nearest(strings, rows, asked)
+        near = five_nearest(model, strings, rows, words)
         spaces[space] = {"typographic": typographic(near), "neighbours": near}
-    return {"tensor": name, "shape": list(table.shape), "words": list(asked), "spaces": spaces}
+    return {"tensor": name, "shape": list(table.shape), "words": list(near), "spaces": spaces}
 
 
 def what_p_does(strings, pos_dim):
@@ -106,13 +95,10 @@ def main(args):
     words = list(dict.fromkeys(args.words.split(",")))
     models = {model: study_model(model, args.tensor, words) for model in dict.fromkeys(args.model)}
     name, strings = read_strings(args.tokenizer or next(iter(models), "gpt2"))
-    near = five_nearest(strings, kron_code(strings), find(name, strings, words))
-    falloff = []
-    for anchor, variants in FALLOFF.items():
-        for variant in variants.split():
-            cosine = kron_cosine(anchor.encode(), variant.encode(), PUBLISHED_P)
-            falloff.append({"anchor": anchor, "variant": variant,
-                            "edits": edit_distance(anchor, variant), "cosine": cosine})
+    near = five_nearest(name, strings, kron_code(strings), words)
+    falloff = [{"anchor": a, "variant": b, "edits": edit_distance(a, b),
+                "cosine": kron_cosine(a.encode(), b.encode(), PUBLISHED_P)}
+               for a, variants in FALLOFF.items() for b in variants.split()]
     use = {pos_dim: what_p_does(strings, pos_dim) for pos_dim in (8, 16, 32)}
     save(args, tables(name, len(strings), near, falloff, use, models),
          {"tokenizer": name, "tokens": len(strings), "neighbours": near, "falloff": falloff,
@@ -132,12 +118,12 @@ def tables(name, count, near, falloff, use, models):
     text += [f"What P does to {name}'s tokens, and the rows of W that some token sums:",
              markdown_table(["P (bytes)", "longer than P", "share their code", "rows in use"],
                             rows)]
-    rows = []
-    for model, study in models.items():
-        V, d = study["shape"]
-        shares = [f"{100 * space['typographic']:.0f}" for space in study["spaces"].values()]
-        rows.append([f"{model} ({study['tensor']}, {V:,} x {d})", len(study["words"]), *shares])
-    if rows:
+    if models:
+        rows = []
+        for model, study in models.items():
+            shares = [f"{100 * space['typographic']:.0f}" for space in study["spaces"].values()]
+            table = "{} ({}, {:,} x {})".format(model, study["tensor"], *study["shape"])
+            rows.append([table, len(study["words"]), *shares])
         text += ["Input tables of public models: of the five nearest (raw cosine) of the words "
                  "that are one token, how many are typographic variants (%):",
                  markdown_table(["model", "words", *SPACES], rows)]
@@ -152,12 +138,11 @@ def draw(falloff, models):
     axes[0].barh(labels, [row["cosine"] for row in rows], color="#0072B2")
     axes[0].set(xlabel="cosine of z (in brackets: edits)", title="Kronecker space, P = 32")
     if models:
-        for i, (space, (colour, hatch)) in enumerate(SPACES.items()):
-            y = [100 * study["spaces"][space]["typographic"] for study in models.values()]
-            axes[1].bar(np.arange(len(y)) + 0.3 * (i - 0.5), y, 0.28, label=space, color=colour,
-                        hatch=hatch, edgecolor="black")
-        names = [Path(model).name for model in models]
-        axes[1].set_xticks(range(len(models)), names, rotation=20, ha="right")
-        axes[1].set(title="Input tables", ylabel="typographic among the five nearest (%)")
+        for space, marker in SPACES.items():
+            shares = [100 * study["spaces"][space]["typographic"] for study in models.values()]
+            axes[1].plot([Path(model).name for model in models], shares, marker, label=space)
+        axes[1].set(title="Input tables", ylabel="typographic among the five nearest (%)",
+                    ylim=(0, 100))
+        axes[1].tick_params("x", rotation=20)
         axes[1].legend()
     return figure

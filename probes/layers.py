@@ -1,23 +1,21 @@
 """Which tokens are nearest to a word at the input and after the first two blocks: itself, its root,
 its family?"""
-import itertools
 from dataclasses import asdict
 
 import numpy as np
 import torch
 
-from lib.plots import look, panels
 from lib.run_folder import build_model
 from lib.tables import markdown_table
 from lib.tokenizer import token_bytes
-from probes.shared import (PROMPTS, canonical, draw_points, measure_models, nearest, read_rows,
-                           save)
+from probes.shared import PROMPTS, canonical, measure_models, nearest, read_rows, save
 
 # arXiv 2605.29459, GPT-2 124M: L / M / S over all families
 PUBLISHED = {("E_raw", "bpe_tied"): "0.90 / 0.30 / 0.28", ("E_raw", "kron"): "0.97 / 0.24 / 0.22",
              ("L1", "bpe_tied"): "0.94 / 0.17 / 0.16", ("L1", "kron"): "0.97 / 0.26 / 0.23"}
 OPTIONS = {"--families": dict(default=PROMPTS / "families.tsv",
                               help="word families: .tsv of family, root, word")}
+STAGES = ["trained", "step 0"]
 
 
 def word_vectors(model, tok, words):
@@ -35,15 +33,12 @@ def word_vectors(model, tok, words):
 
 def levels(model, x):
     """Input vectors (n, d) -> {"E_raw": the same, "L0", "L1": after blocks 0 and 1}, each alone at
-    position 0. (n, d) each."""
-    found, rotary = {"E_raw": x}, None
-    x = x.unsqueeze(1)  # (n, 1, d)
+    position 0, where rotary positions turn nothing. (n, d) each."""
+    found, x = {"E_raw": x}, x.unsqueeze(1)  # (n, 1, d)
     if model.config.positions == "learned":
         x = x + model.transformer.wpe.weight[:1]
-    else:
-        rotary = model.cos[:1], model.sin[:1]
     for i, block in enumerate(model.transformer.h[:2]):
-        x = block(x, rotary)
+        x = block(x)
         found[f"L{i}"] = x.squeeze(1)
     return found
 
@@ -75,77 +70,44 @@ def study(model, tok, rows):
 
 
 def aggregate(found):
-    """{arm: {seed: {stage: {level: [L, M, S]}}}} -> {arm: {stage: {level: {"overall": the mean over
-    seeds, "sd": None for one seed, "per_seed"}}}}."""
-    means = {}
+    """{arm: {seed: {level: [L, M, S] of each stage}}} -> {arm: {stage: {level: {"overall": the mean
+    over seeds, "sd": None for one seed, "per_seed"}}}}."""
+    means = {arm: {stage: {} for stage in STAGES} for arm in found}
     for arm, seeds in found.items():
-        first = next(iter(seeds.values()))
-        means[arm] = {stage: {} for stage in first}
-        for stage, level in itertools.product(first, first["trained"]):
-            lms = np.array([stages[stage][level] for stages in seeds.values()])  # (seeds, 3)
-            means[arm][stage][level] = {
-                "overall": lms.mean(0).tolist(), "per_seed": lms.tolist(),
-                "sd": lms.std(0, ddof=1).tolist() if len(lms) > 1 else None}
+        for level in next(iter(seeds.values())):
+            values = np.array([of_seed[level] for of_seed in seeds.values()])  # (seeds, stages, 3)
+            for stage, lms in zip(STAGES, values.swapaxes(0, 1)):
+                means[arm][stage][level] = {
+                    "overall": lms.mean(0).tolist(), "per_seed": lms.tolist(),
+                    "sd": lms.std(0, ddof=1).tolist() if len(lms) > 1 else None}
     return means
 
 
 def main(args):
-    rows, split = read_rows(args.families, ["family", "root", "word"]), set()
+    families, split = read_rows(args.families, ["family", "root", "word"]), set()
 
-    def measure(model, tok, tick):
-        untrained = build_model(asdict(model.config), tok).eval().to(model.device)
-        stages = {}
-        for stage, m in (("trained", model), ("step 0", untrained)):
-            stages[stage], several = study(m, tok, rows)
-            split.update(several)
-            tick()
-        return stages
-    runs, found = measure_models(args, 2, measure)
-    means, split = aggregate(found), sorted(split)
-    save(args, tables(means, len(rows), split),
-         {"words_of_several_tokens": split, "levels": means}, draw(means), runs)
-
-
-def triple(x):
-    """L / M / S as text."""
-    return " / ".join(f"{value:.2f}" for value in x) if x else "-"
-
-
-def tables(means, count, split):
-    """The page's texts: a table a level."""
+    def measure(model, tok, stage, head):
+        if stage == "step 0":
+            model = build_model(asdict(model.config), tok).eval().to(model.device)
+        found, several = study(model, tok, families)
+        split.update(several)
+        return found
+    runs, found = measure_models(args, STAGES, measure)
+    means, several = aggregate(found), sorted(split)
     text = ["L / M / S: the share of the ten nearest tokens (by cosine, mean-centred, the word's "
             "own token left out) that is no typographic variant / contains the family's root / is "
             "in the family. Words have a leading space; means over seeds. Step 0: the same model "
             "before its first step; what it has too is a property of the code, not of training.",
-            f"Of the {count} words {len(split)} are several tokens in this vocabulary: codes that "
-            "read bytes encode their whole bytes, the other arms average their tokens' rows. They "
-            f"are: {', '.join(split) or 'none'}."]
+            f"Of the {len(families)} words {len(several)} are several tokens in this vocabulary: "
+            "codes that read bytes encode their whole bytes, the other arms average their tokens' "
+            f"rows. They are: {', '.join(several) or 'none'}."]
+    wanted = {"L / M / S": ("trained", "overall"), "sd over seeds": ("trained", "sd"),
+              "at step 0": ("step 0", "overall")}
     for level in next(iter(means.values()))["trained"]:
-        trained = [stages["trained"][level] for stages in means.values()]
-        untrained = [stages["step 0"][level] for stages in means.values()]
-        text.append(markdown_table([level, *means], [
-            ["L / M / S", *(triple(numbers["overall"]) for numbers in trained)],
-            ["sd over seeds", *(triple(numbers["sd"]) for numbers in trained)],
-            ["at step 0", *(triple(numbers["overall"]) for numbers in untrained)],
-            ["published, 124M", *(PUBLISHED.get((level, arm), "-") for arm in means)]]))
-    return text
-
-
-def draw(means):
-    """The picture: L, M and S against the level; dotted at step 0."""
-    figure, axes = panels(3, 5)
-    titles = ("L: no typographic variant", "M: contains the root", "S: in the family")
-    for j, (ax, title) in enumerate(zip(axes, titles)):
-        points = {}
-        for arm, stages in means.items():
-            points[arm] = []
-            for numbers in stages["trained"].values():
-                of_seeds = [lms[j] for lms in numbers["per_seed"]]
-                points[arm].append((numbers["overall"][j], min(of_seeds), max(of_seeds)))
-            untrained = [numbers["overall"][j] for numbers in stages["step 0"].values()]
-            ax.plot(range(len(untrained)), untrained, ":", color=look(arm)["color"])
-        draw_points(ax, points, list(stages["trained"]), None)
-        ax.set(xlabel="level (bars: range over seeds; dotted: step 0)", title=title,
-               ylabel="share of the ten nearest", ylim=(0, 1.08 * ax.get_ylim()[1]))
-    axes[0].legend(fontsize=8)
-    return figure
+        rows = []
+        for name, (stage, key) in wanted.items():
+            triples = [stages[stage][level][key] or [] for stages in means.values()]
+            rows.append([name, *(" / ".join(f"{x:.2f}" for x in lms) or "-" for lms in triples)])
+        rows.append(["published, 124M", *(PUBLISHED.get((level, arm), "-") for arm in means)])
+        text.append(markdown_table([level, *means], rows))
+    save(args, text, {"words_of_several_tokens": several, "levels": means}, None, runs)

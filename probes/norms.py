@@ -11,22 +11,20 @@ PUBLISHED = ("Published (2605.29459): the learned table's mean row norm drifts i
 
 
 def main(args):
+    import pandas as pd  # takes half a second, which --help need not wait for
     runs = read_logs(args)
     curves = by_arm(runs, lambda run: {v["step"]: v.get("input_norm") for v in run["vals"]})
     drifts, rows = {}, []
     figure, (ax,) = panels(1, 7.5)
     for arm, seeds in curves.items():
-        if any(norm is None for curve in seeds.values() for norm in curve.values()):
+        norms = pd.DataFrame(seeds).sort_index().dropna()  # at the steps that all seeds have
+        if norms.empty:
             rows.append([arm, len(seeds), "no weights", "-", "-"])
             continue
-        steps = sorted(set.intersection(*map(set, seeds.values())))
-        first, last = steps[0], steps[-1]
-        drifts[arm] = {"start": spread([curve[first] for curve in seeds.values()]),
-                       "end": spread([curve[last] for curve in seeds.values()]),
-                       "drift": spread([curve[last] / curve[first] for curve in seeds.values()])}
+        start, end = norms.iloc[0], norms.iloc[-1]
+        drifts[arm] = {"start": spread(start), "end": spread(end), "drift": spread(end / start)}
         rows.append([arm, len(seeds), *(pm(numbers, 3) for numbers in drifts[arm].values())])
-        draw_curves(ax, arm, {seed: {step: curve[step] / curve[first] for step in steps}
-                              for seed, curve in seeds.items()})
+        draw_curves(ax, arm, norms / start)
     ax.set(xlabel="training step", ylabel="input norm / its start",
            title="Mean row norm (bands: range over seeds)")
     if drifts:

@@ -18,26 +18,20 @@ PUBLISHED = [["published: BPE, tied", 1, "47.3", "0.859", "0.857", "-"],  # arXi
              ["published: Kronecker", 1, "55.5", "0.794", "0.879", "-"]]
 
 
-def last_state(model, tok, prompt, head):
-    """A prompt's last position: (logits (V,) over the real vocabulary, hidden state after the last
-    norm (d,)), float64. `head`: what the model's `head_rows` gave."""
-    h = hidden(model, tok.encode(prompt), prompt)[-1]
-    return model.logits(h, head)[:model.config.vocab_size].double(), h.double()
-
-
-def compare_states(clean, typo):
-    """Two `last_state`s -> one pair's measurements, named as in the published package. 2605.29459.
+def measure(model, tok, pair, head):
+    """One pair's measurements at the last position, named as in the published package. 2605.29459.
 
     With p and q the probabilities after the clean prompt and after the typo, t = argmax p and h, g
     the hidden states: kl_clean_to_typo = sum_v p(v) (log p(v) - log q(v)) and logprob_drop =
     log p(t) - log q(t), both in nats; cosine_hidden = cos(h, g); top1_matches: argmax q = t.
     """
-    (p, h), (q, g) = clean, typo
-    p, q = p.log_softmax(-1), q.log_softmax(-1)
+    h, g = (hidden(model, tok.encode(text), text)[-1] for text in (pair["clean"], pair["typo"]))
+    p, q = (model.logits(state, head)[:model.config.vocab_size].double().log_softmax(-1)
+            for state in (h, g))  # logarithms, (V,)
     top = p.argmax()
     return {"top1_matches": float(q.argmax() == top),
             "kl_clean_to_typo": (p.exp() * (p - q)).sum().item(),
-            "cosine_hidden": F.cosine_similarity(h, g, dim=0).item(),
+            "cosine_hidden": F.cosine_similarity(h.double(), g.double(), dim=0).item(),
             "logprob_drop": (p[top] - q[top]).item()}
 
 
@@ -63,29 +57,15 @@ def aggregate(results):
 
 def main(args):
     pairs = read_rows(args.pairs, ["category", "clean", "typo"])
-
-    def measure(model, tok, tick):
-        found, head = {metric: [] for metric in METRICS}, model.head_rows()
-        for pair in pairs:
-            states = [last_state(model, tok, pair[prompt], head) for prompt in ("clean", "typo")]
-            for metric, value in compare_states(*states).items():
-                found[metric].append(value)
-            tick()
-        return found
-    runs, results = measure_models(args, len(pairs), measure)
+    runs, results = measure_models(args, pairs, measure)
     found = aggregate(results)
-    save(args, tables(found), found, draw(found), runs)
-
-
-def tables(found):
-    """The page's texts."""
     rows = []
     for arm, groups in found["arms"].items():
         kept, *others = groups["overall"].values()
-        cells = [f"{interval(x['mean'], *x['interval'], digits=3)}, {x['median']:.3f}"
+        cells = [f"{interval(x['mean'], x['interval'], digits=3)}, {x['median']:.3f}"
                  for x in others]
-        rows.append([arm, len(kept["per_seed"]),
-                     interval(*(100 * x for x in (kept["mean"], *kept["interval"]))), *cells])
+        kept_percent = interval(kept["mean"], kept["interval"], scale=100)
+        rows.append([arm, len(kept["per_seed"]), kept_percent, *cells])
     text = [f"{found['pairs']} pairs of a clean and a misspelled prompt: means with 95 % intervals "
             "over pairs (bootstrap) crossed with seeds (Student; one seed: of that training run), "
             "then the median over pairs. The published figures (2605.29459, 124M) are of one "
@@ -93,32 +73,30 @@ def tables(found):
             "with BPE only, exact McNemar p = 0.18.",
             markdown_table(["arm", "seeds", *METRICS.values()], rows + PUBLISHED)]
     rows = [[f"{pair['a']} - {pair['b']}",
-             interval(*(100 * x for x in (pair["difference"], *pair["interval"])), "+"),
-             interval(pair["kl"], *pair["kl_interval"], "+", 3)] for pair in found["contrasts"]]
+             interval(pair["difference"], pair["interval"], "+", scale=100),
+             interval(pair["kl"], pair["kl_interval"], "+", 3)] for pair in found["contrasts"]]
     if rows:
         text += ["Two by two, over the seeds that both have: the difference in top-1 kept (points) "
                  "and in mean KL (nats), with intervals as above:",
                  markdown_table(["a - b", "top-1 kept", "KL"], rows)]
-    return text
+    save(args, text, found, draw(found), runs)
 
 
 def draw(found):
     """The picture: three of the metrics, a point an arm, each axis from its natural end."""
     figure, axes = panels(3, 4.5, 5)
-    best = {}
+    best = []
     for ax, (metric, label) in zip(axes, METRICS.items()):
         scale, top = {"top1_matches": (100, 100), "kl_clean_to_typo": (1, None)}.get(metric, (1, 1))
-        means = {arm: scale * x["overall"][metric]["mean"] for arm, x in found["arms"].items()}
-        for i, (arm, mean) in enumerate(means.items()):
-            low, high = found["arms"][arm]["overall"][metric]["interval"]
-            draw_bars(ax, arm, [i], ([mean], [scale * low], [scale * high]), "")
-            ax.annotate(f"{mean:.3g}", (i, mean), (7, 0), textcoords="offset points", va="center")
-        best[label.split(" (")[0]] = (max if top else min)(means, key=means.get)
-        ax.set(xlim=(-0.5, len(means) - 0.3), ylim=(0, top), ylabel=f"mean {label}",
+        means = {}
+        for arm, groups in found["arms"].items():
+            means[arm] = groups["overall"][metric]["mean"]
+            low, high = groups["overall"][metric]["interval"]
+            draw_bars(ax, arm, [arm], scale * np.array([[means[arm]], [low], [high]]), "")
+        best.append(f"{(max if top else min)(means, key=means.get)} by {label.split(' (')[0]}")
+        ax.set(ylim=(0, top), ylabel=f"mean {label}", xmargin=0.2,
                title="higher is better" if top else "lower is better")
         ax.set_xticks(range(len(means)), means, rotation=35, ha="right")
-    said = ", ".join(f"{arm} by {what}" for what, arm in best.items())
-    differ = "; the measures disagree" if len(set(best.values())) > 1 else ""
     figure.suptitle(f"One misspelled word, {found['pairs']} prompt pairs; bars: 95 % over pairs "
-                    f"and seeds\nBest: {said}{differ}", fontsize=10)
+                    f"and seeds\nBest: {', '.join(best)}", fontsize=10)
     return figure

@@ -48,8 +48,7 @@ def by_arm(runs, measure):
 
 
 def read_logs(args):
-    """The command's runs as their logs have them, each with its last validated step; InputError as
-    `comparable`."""
+    """The command's runs as their logs have them, each with its last validated step."""
     runs = [read_run(path) for path in dict.fromkeys(args.runs)]
     for run in runs:
         if not run["vals"]:
@@ -58,10 +57,10 @@ def read_logs(args):
     return comparable(runs, args.tuned)
 
 
-def measure_models(args, steps, measure):
-    """Call `measure(model, tokenizer, tick)` on every run of the command -> (the runs, {arm: {seed:
-    its result}}). It calls `tick()` after each of its `steps` steps. InputError, before any work,
-    for runs that cannot be compared."""
+def measure_models(args, rows, measure):
+    """Call `measure(model, tokenizer, row, head)` -> {key: value} for each row and each run of the
+    command -> (the runs, {arm: {seed: {key: values of all rows}}}). `head`: what the model's
+    `head_rows` gave. InputError, before any work, for runs that cannot be compared."""
     runs = []
     for path in dict.fromkeys(args.runs):
         checkpoint = load_checkpoint(path)
@@ -69,10 +68,15 @@ def measure_models(args, steps, measure):
         header = {"arm": config.pop("arm"), "data": config.pop("data", None), "config": config}
         runs.append({"name": str(path), "step": checkpoint["step"], "steps": [], "header": header})
     runs = comparable(runs, args.tuned)
-    with torch.no_grad(), tqdm(desc=f"{len(runs)} runs", total=len(runs) * steps) as bar:
+    with torch.no_grad(), tqdm(desc=f"{len(runs)} runs", total=len(runs) * len(rows)) as bar:
         def measured(run):
             model, tok, _ = load_model(run["name"], DEVICE)
-            return measure(model, tok, bar.update)
+            found, head = {}, model.head_rows()
+            for row in rows:
+                for key, value in measure(model, tok, row, head).items():
+                    found.setdefault(key, []).append(value)
+                bar.update()
+            return found
         return runs, by_arm(runs, measured)
 
 
@@ -85,16 +89,15 @@ def hidden(model, ids, prompt):
 
 
 def paired(a, b, key):
-    """a's results[key] - b's over the seeds that two arms' {seed: results} share, (seeds, prompts).
-    """
+    """The difference of two arms' {seed: results} in a key over common seeds, (seeds, prompts)."""
     return np.array([np.subtract(a[seed][key], b[seed][key]) for seed in sorted(a.keys() & b)])
 
 
 # ---- prompts in --------------------------------------------------------------------------------
 
-def read_rows(path, columns, template=None, times="once"):
+def read_rows(path, columns, template=None, count=1):
     """A TSV file with a head, quoted as csv's -> list of dicts, each with text in every one of
-    `columns`, and {} once or twice in the column `template`. InputError if it is not that."""
+    `columns`, and {} `count` times in the column `template`. InputError if it is not that."""
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
             rows = list(csv.DictReader(file, delimiter="\t", strict=True))
@@ -103,32 +106,28 @@ def read_rows(path, columns, template=None, times="once"):
     if not rows:
         raise InputError(f"{path}: there are no rows in it")
     for i, row in enumerate(rows, 1):
-        missing = [column for column in columns if not row.get(column)]
-        if missing:
-            raise InputError(f"{path}, row {i}: no text in column '{missing[0]}'")
-        if None in row:  # where csv puts cells beyond the head
-            raise InputError(f"{path}, row {i}: more cells than columns")
-        if template and row[template].count("{}") != ("once", "twice").index(times) + 1:
-            raise InputError(f"{path}, row {i}: the {template} needs {{}} {times}")
+        if None in row or not all(map(row.get, columns)):  # None: of cells beyond the head
+            raise InputError(f"{path}, row {i}: no text in one of {', '.join(columns)}, or more "
+                             "cells than columns")
+        if template and row[template].count("{}") != count:
+            raise InputError(f"{path}, row {i}: the {template} needs exactly {count} {{}}")
     return rows
 
 
 # ---- words and their neighbours ----------------------------------------------------------------
 
 def normal(text):
-    """A text as it is compared: case ignored, characters composed (NFC)."""
+    """Without case, and with composed characters (NFC)."""
     return unicodedata.normalize("NFC", text.casefold())
 
 
 def canonical(text):
-    """What typographic variants share: letters, digits and their marks (vowel signs, accents),
-    without space markers, punctuation, joiners and case."""
+    """What typographic variants share: letters, digits and their marks, without case."""
     return regex.sub(r"[^\p{L}\p{N}\p{M}]", "", normal(text))
 
 
 def edit_distance(a, b):
-    """Levenshtein distance: the fewest insertions, deletions and substitutions of one character
-    that turn a into b."""
+    """Levenshtein's: how many insertions, deletions and substitutions turn a into b."""
     row = list(range(len(b) + 1))
     for i, x in enumerate(a, 1):
         diagonal, row[0] = row[0], i
@@ -154,15 +153,15 @@ def nearest(queries, own, rows, candidates, k, mean=0.0):
 
 # ---- a page out --------------------------------------------------------------------------------
 
-def interval(middle, low, high, sign="", digits=1):
-    """A number and its interval as text."""
-    form = f"{sign}.{digits}f"
-    return f"{middle:{form}} [{low:{form}}, {high:{form}}]"
+def interval(middle, ends, sign="", digits=1, scale=1):
+    """A number and its interval (low, high), times `scale`, as text."""
+    middle, low, high = (f"{scale * x:{sign}.{digits}f}" for x in (middle, *ends))
+    return f"{middle} [{low}, {high}]"
 
 
 def draw_points(ax, arms, labels, line=""):
-    """Points with bars, the arms side by side at each label: {arm: [(middle, low, high) or None, of
-    each label]}. `line` joins an arm's points, None: as the arm's own."""
+    """Points with bars at each label, {arm: [(middle, low, high) or None, ...]}. `line` joins an
+    arm's points, None: as the arm's own."""
     for i, (arm, points) in enumerate(arms.items()):
         there = [(x, *point) for x, point in enumerate(points) if point]
         if there:
@@ -172,7 +171,7 @@ def draw_points(ax, arms, labels, line=""):
 
 
 def save(args, text, result, figure, runs=()):
-    """Print a list of texts; write OUT.md, OUT.json and OUT.png with what made them."""
+    """Print a list of texts; write OUT.md, OUT.json and, if there is a figure, OUT.png."""
     made, name = describe_machine(DEVICE, 1), os.path.basename(args.out)
     if runs:
         names = ", ".join(f"{Path(run['name']).name} (step {run['step']:,})" for run in runs)
@@ -180,7 +179,8 @@ def save(args, text, result, figure, runs=()):
         result = {"runs": [{"run": run["name"], "arm": arm_of(run), "step": run["step"],
                             "seed": run["header"]["config"]["seed"]} for run in runs]} | result
     print(*text, sep="\n\n")
-    page = [f"# {name}", f"![{args.probe}]({name}.png)", *text,
+    picture = [f"![{args.probe}]({name}.png)"] if figure else []
+    page = [f"# {name}", *picture, *text,
             f"Made by `{made['command']}` on {made['date']}, {made['hardware']}, Python "
             f"{made['python']}, torch {made['torch']}, commit {made['commit']}."]
     save_results(args.out, "\n\n".join(page) + "\n", {"probe": args.probe} | made | result, figure)

@@ -14,13 +14,13 @@ from probes.shared import draw_points, read_logs, save
 
 OPTIONS = {}
 GROUPINGS = {"seen": "expected times in training", "length": "length in bytes", "script": "script",
-             "shared": "first P bytes"}  # all of the input token, the one before what is predicted
+             "shared": "first P bytes, own or shared"}  # of the input token
 LONG = 17  # bytes from which lengths are one group: what the usual P = 16 cuts
+NOTE = f"One token of {len(END_OF_TEXT)} bytes is {END_OF_TEXT}"
 
 
 def read_groups(run):
-    """A run's eval.npz (see lib/evaluate.py) -> [(grouping, group, nats, tokens)], the whole as
-    ("all", "all"). InputError if it has no groups."""
+    """A run's eval.npz -> [(grouping, group, nats, tokens)], the whole as ("all", "all")."""
     arrays = read_evaluation(run)
     if arrays is None or "seen_nats" not in arrays:
         raise InputError(f"{run['name']}: no eval.npz with groups; the last step writes one")
@@ -64,32 +64,21 @@ def aggregate(runs):
     return result
 
 
-def end_of_text(evaluation):
-    """A note if most tokens as long as <|endoftext|> are that, once a document; else ""."""
-    length = len(END_OF_TEXT)
-    of_length = evaluation["length_tokens"][length:length + 1].sum()
-    mostly = 0 < of_length < 2 * len(evaluation["doc_tokens"])
-    return f"{length} bytes: mostly {END_OF_TEXT}" if mostly else ""
-
-
 def main(args):
     runs = read_logs(args)
     result = aggregate(runs)
-    note = end_of_text(read_evaluation(runs[0]))
     arms = list(result["all"]["all"]["arms"])
-    save(args, tables(arms, result, note), {"groups": result}, draw(arms, result, note), runs)
+    save(args, tables(arms, result), {"groups": result}, draw(arms, result), runs)
 
 
-def tables(arms, result, note):
+def tables(arms, result):
     """The page's texts: a table a grouping."""
     everything = result["all"]["all"]["arms"]
     text = ["Mean nats per token over the whole validation text, by the input token, the one just "
             "before what is predicted; mean ± sd over seeds. Exploratory: many groups, and no "
-            "correction for that. No gap where two arms have other tokens in a group. All tokens: "
+            f"correction for that. No gap where two arms have other tokens in a group. {NOTE}, "
+            "after which another document begins. All tokens: "
             + "; ".join(f"{arm} {pm(everything[arm]['nats'])}" for arm in arms) + "."]
-    if note:
-        text.append(f"{note}, which every arm knows well: what follows it is the first word of "
-                    "another document.")
     for grouping, title in GROUPINGS.items():
         rows, gaps = [], []
         for name, numbers in result[grouping].items():
@@ -107,27 +96,21 @@ def tables(arms, result, note):
     return text
 
 
-def draw(arms, result, note):
+def draw(arms, result):
     """The picture: the gap to the first arm in each group; of one arm alone, its nats."""
     what, shown = ("gap", arms[1:]) if len(arms) > 1 else ("nats", arms)
     figure, _ = panels(1, 11, 9)
     figure.clear()
-    titles = ["times seen in training, at least", "length in bytes" + (note and f" ({note})"),
-              "script", "are its first P bytes another token's too?"]
-    for ax, grouping, title in zip(figure.subplots(2, 2).flat, GROUPINGS, titles):
+    for ax, (grouping, title) in zip(figure.subplots(2, 2).flat, GROUPINGS.items()):
         groups = {name: numbers["arms"] for name, numbers in result[grouping].items()
                   if numbers["share"] >= 0.001}
-        labels = [{"own": "no", "shared": "yes"}.get(name, name.split("-")[0]) for name in groups]
-        if len(groups) == 1:
-            ax.text(0.5, 0.5, f"input token: {title}\nnearly all: {labels[0]}", ha="center")
-            ax.set_axis_off()
-            continue
         points = {}
         for arm in shown:
             found = [of_arms[arm][what] for of_arms in groups.values()]
             points[arm] = [x and (x["mean"], x["mean"] - (x["sd"] or 0), x["mean"] + (x["sd"] or 0))
                            for x in found]
-        draw_points(ax, points, labels, None if grouping in ("seen", "length") else "")
+        draw_points(ax, points, [name.split("-")[0] for name in groups],
+                    None if grouping in ("seen", "length") else "")
         if what == "gap":
             ax.axhline(0, color="0.5", lw=0.8)
         ax.grid(alpha=0.3)
@@ -137,5 +120,5 @@ def draw(arms, result, note):
             ax.legend()
     figure.supylabel("nats per token" + (f" minus {arms[0]}'s" if what == "gap" else ""))
     figure.suptitle("Lower is better. Bars: sd over seeds. Groups under 0.1 % of the tokens are "
-                    "left out", fontsize=10)
+                    f"left out. {NOTE}", fontsize=10)
     return figure

@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 from codes import (KroneckerEmbedding, affine_code, binary_code, code_bits, draw_affine,
                    kron_cosine, kron_rows, tile)
 from lib.config import ROOT
-from lib.run_folder import load_checkpoint
-from lib.tokenizer import from_state, token_bytes
+from lib.run_folder import load_model
+from lib.tokenizer import token_bytes
 
 WORDS = [b" run", b" runs", b" RUN", b" ran"]
 NAMES = [f'"{word.decode()}"' for word in WORDS]
@@ -23,7 +23,7 @@ HEADING = {"x": 0.01, "ha": "left", "fontsize": 9.5}
 MONO = {"family": "monospace", "fontsize": 8}
 
 
-def picture(ax, values, names=(), cells=False, **ink):
+def picture(ax, values, names=(), title="", cells=False, **ink):
     """Numbers as a picture, a name before each row; `cells`: with white lines around each."""
     rows, columns = np.shape(values)
     if cells:
@@ -36,13 +36,14 @@ def picture(ax, values, names=(), cells=False, **ink):
     ax.set(xticks=[], ylim=(rows, 0))
     ax.set_yticks(np.arange(len(names)) + 0.5, names, **MONO)
     ax.tick_params(length=0)
+    ax.set_title(title, fontsize=9)
     ax.spines[:].set_visible(False)
 
 
 def arrow(left, start, right, end, text=""):
     """An arrow from a point of one panel, in its data, to a point of another; or from a text."""
-    right.annotate(text, end, start, textcoords=left, family="monospace", fontsize=8, va="center",
-                   annotation_clip=False, arrowprops={"arrowstyle": "->", "lw": 0.8})
+    right.annotate(text, end, start, textcoords=left, **MONO, va="center", annotation_clip=False,
+                   arrowprops={"arrowstyle": "->", "lw": 0.8})
 
 
 def draw_bits(figure, title, names, bits):
@@ -62,7 +63,8 @@ def draw_words(figure):
 a trained matrix of {256 * P:,} x {D} numbers.
 Light orange: rows that several of these words have; dark blue: rows of one""", **HEADING)
     rows, used = [kron_rows(word, P) for word in WORDS], sorted(set(b"".join(WORDS)))
-    axes = figure.subplots(1, 5, width_ratios=[*map(len, WORDS), 6])
+    bytes_of = [f"{'space' if byte == 32 else chr(byte)} {byte:>3}" for byte in used]
+    *axes, last = figure.subplots(1, 5, width_ratios=[*map(len, WORDS), 6])
     for ax, name, own in zip(axes, NAMES, rows):
         cells = np.zeros((len(used), len(own)))
         for i, row in enumerate(own):
@@ -70,31 +72,26 @@ Light orange: rows that several of these words have; dark blue: rows of one""", 
             cells[y, i] = 1 if shared else 2
             ax.text(i + 0.5, y + 0.5, row, ha="center", va="center", fontsize=7,
                     color="black" if shared else "white")
-        bytes_of = [f"{'space' if byte == 32 else chr(byte)} {byte:>3}" for byte in used]
         picture(ax, cells, bytes_of if ax is axes[0] else (), cells=True, cmap=CELLS, vmax=2)
         ax.set_xticks(np.arange(len(own)) + 0.5, range(len(own)), fontsize=7)
         ax.set_title(name, family="monospace", fontsize=9)
     axes[0].set_xlabel("position", fontsize=8)
     cosines = [[kron_cosine(a, b, P) for b in WORDS] for a in WORDS]
-    picture(axes[4], cosines, NAMES, cells=True, **BITS | {"vmax": 1.6})
+    picture(last, cosines, NAMES, "cosines of kron's codes", cells=True, **BITS | {"vmax": 1.6})
     for (y, x), cosine in np.ndenumerate(cosines):
-        axes[4].text(x + 0.5, y + 0.5, f"{cosine:.2f}", ha="center", va="center", fontsize=8)
-    axes[4].set_title("cosines of kron's codes", fontsize=9)
+        last.text(x + 0.5, y + 0.5, f"{cosine:.2f}", ha="center", va="center", fontsize=8)
 
 
 def draw_sum(figure):
     """From the rows of the first word through W, before training, to its vector."""
-    kron, rows = KroneckerEmbedding(1, D, [WORDS[0]], P), kron_rows(WORDS[0], P)
-    with torch.no_grad():
-        W, vector = kron.W / kron.W.std(), kron(torch.zeros(1, dtype=torch.int64))
+    kron, rows = KroneckerEmbedding(1, D, WORDS[:1], P), kron_rows(WORDS[0], P)
+    W, vector = kron.W.detach() / kron.W.std().item(), kron(torch.tensor([0])).detach()
     whole, some, total = figure.subplots(1, 3, width_ratios=[1.4, 4, 4])
-    picture(whole, W, **WEIGHTS, alpha=0.4)
+    picture(whole, W, (), "W", **WEIGHTS, alpha=0.4)
     whole.hlines(rows, 0, D, color="black", lw=1)
-    picture(some, W[rows], **WEIGHTS)
+    picture(some, W[rows], (), f"the rows of {NAMES[0]}, before training", **WEIGHTS)
     picture(total, vector, **WEIGHTS)
     total.set_ylim(2.5, -1.5)
-    whole.set_title("W", fontsize=9)
-    some.set_title(f"the rows of {NAMES[0]}, before training", fontsize=9)
     total.set_title(f"their sum, scaled and shifted: the vector of {NAMES[0]}", fontsize=9, y=0.65)
     for i, row in enumerate(rows):
         middle = 256 * P * (i + 0.5) / len(rows)
@@ -105,7 +102,7 @@ def draw_sum(figure):
 
 def draw():
     """The picture, with the tokenizer of results/demo."""
-    tok = from_state(load_checkpoint(ROOT / "results" / "demo" / "kron.pt")["tokenizer"])
+    _, tok, _ = load_model(ROOT / "results" / "demo" / "kron.pt")
     ids = [id for word in WORDS for id in tok.encode(word.decode())]
     strings, K = token_bytes(tok), code_bits(tok.vocab_size)
     names = [f'"{strings[id].decode()}" {id:>5}' for id in ids]

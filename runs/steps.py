@@ -3,9 +3,8 @@
     python bench.py step configs/tiny.py configs/kron.py configs/wide.py --out=out/speed
     python -m runs.steps out/speed.json 8
 
-Prints the number, and on standard error what it rests on. Beside its steps, a run of the demo takes
-about 8 s to start and to be scored at its end, and for validations the time of 30 steps and of
-every twentieth.
+Beside its steps, a run of the demo takes about 8 s to start and to be scored at its end, and for
+validations the time of 30 steps and of every twentieth.
 """
 import json
 import statistics

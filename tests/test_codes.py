@@ -10,12 +10,13 @@ import torch
 from scipy.stats import chisquare
 
 import codes
-from codes import (AffineEmbedding, BinaryEmbedding, KroneckerEmbedding, affine_code, binary_code,
-                   code_bits, draw_affine, gf2_inverse, kron_cosine)
+from codes import (AffineEmbedding, BinaryEmbedding, KroneckerEmbedding, code_bits, draw_affine,
+                   gf2_inverse)
 from conftest import ROOT
-from lib.run_folder import load_checkpoint
-from lib.tokenizer import from_state, token_bytes
+from lib.run_folder import load_model
+from lib.tokenizer import token_bytes
 from runs import draw_codes
+from test_rivals import bag_code
 
 
 def numbers(bits):
@@ -52,18 +53,6 @@ def test_id_bits_hold_no_table(arm, lift, trained):
     assert sum(b.numel() for b in module.buffers()) <= 16 * 17 + 1
 
 
-@pytest.mark.parametrize("K", [1, 2, 3, 7, 12, 16])
-def test_affine_codes_decode_to_the_ids(K):
-    """A x + b over GF(2) is one to one: A^-1 (c + b) = x for all x < 2^K."""
-    A, b = draw_affine(K, seed=K)
-    assert torch.equal(gf2_inverse(A).long() @ A.long() % 2, torch.eye(K, dtype=torch.long))
-    x = torch.arange(2**K)
-    code = affine_code(binary_code(x, K), A, b)
-    assert torch.equal(code.long(), (binary_code(x, K).long() @ A.long().T + b) % 2)
-    assert torch.equal(decode(code, A, b), x)
-    assert gf2_inverse(torch.ones(2, 2, dtype=torch.uint8)) is None
-
-
 def test_affine_is_uniform_over_gl2():
     """K = 2: all six invertible matrices and all four shifts, equally often; a seed repeats."""
     drawn = [draw_affine(2, seed) for seed in range(1500)]
@@ -71,32 +60,21 @@ def test_affine_is_uniform_over_gl2():
         counts = Counter(tuple(pair[place].flatten().tolist()) for pair in drawn)
         assert len(counts) == cells and chisquare([*counts.values()]).pvalue > 0.001
     assert all(map(torch.equal, drawn[7], draw_affine(2, 7)))
-
-
-def test_an_affine_map_is_in_the_state():
-    """A and b travel in the checkpoint: into a module of another seed they bring the codes."""
-    one, other = (AffineEmbedding(512, 27, 512, seed=seed) for seed in (1, 2))
-    assert not torch.equal(one(torch.arange(512)), other(torch.arange(512)))
-    other.load_state_dict(one.state_dict())
-    assert torch.equal(one(torch.arange(512)), other(torch.arange(512)))
+    assert gf2_inverse(torch.ones(2, 2, dtype=torch.uint8)) is None
 
 
 # ---- the wide code -----------------------------------------------------------------------------
 
-def wide(V, width, d=1024, **options):
-    """An affine code of K' = `width` signs, tiled to d."""
-    return AffineEmbedding(V, d, V, code_width=width, code_levels="signs", **options)
-
-
 @pytest.mark.parametrize("V", [1000, 4096, 50257])
 @pytest.mark.parametrize("times", [0, 1, 2, "most"])
-def test_a_wide_code_tells_every_id_apart(V, times):
+def test_an_affine_code_tells_every_id_apart(V, times):
     """K' = K, K + 1, 2 K and min(d, 2^K - 1): its rows are distinct and not zero, every id is
     decoded, and each entry is the parity of the id's bits that its row of A names, flipped where b
     is 1."""
     K = code_bits(V)
     width = {0: K, 1: K + 1, 2: 2 * K, "most": min(1024, 2**K - 1)}[times]
-    module, ids = wide(V, -1 if times == "most" else width, seed=7), torch.arange(V)
+    asked, ids = -1 if times == "most" else width, torch.arange(V)
+    module = AffineEmbedding(V, 1024, V, code_levels="signs", code_width=asked, seed=7)
     A, b = module.A.long(), module.b.long()
     assert module.code_width == len(A.unique(dim=0)) == width and A.any(1).all()
     bits = (module.code(ids) + 1).long() // 2  # (V, K')
@@ -109,7 +87,8 @@ def test_a_wide_code_tells_every_id_apart(V, times):
 def test_a_wide_code_is_signs_and_nothing_else():
     """Vectors of -1 and +1, equal in both forms; A and b are its whole state; any two entries,
     summed over all 2^K ids, cancel: with all 2^K - 1 rows it is a Hadamard code."""
-    fly, table = (wide(1024, -1, form=form) for form in ("on_the_fly", "table"))
+    fly, table = (AffineEmbedding(1024, 1024, 1024, code_levels="signs", code_width=-1, form=form)
+                  for form in ("on_the_fly", "table"))
     vectors = fly(torch.arange(1024))
     assert torch.equal(vectors, table(torch.arange(1024))) and fly.std == 1
     assert vectors.unique().tolist() == [-1, 1] and set(fly.state_dict()) == {"A", "b"}
@@ -122,27 +101,7 @@ def test_the_stream_of_draws_does_not_change():
     assert numbers(A).tolist() == [1, 15, 11, 9] and b.tolist() == [1, 1, 0, 0]
 
 
-@pytest.mark.parametrize("width", [-2, 1, 11, 97, 4096])
-def test_a_width_out_of_range_is_refused(width):
-    """Below K the code is not one to one; above d it would be cut, above 2^K - 1 rows repeat."""
-    with pytest.raises(ValueError, match="code 'affine' takes 12 to 96 here"):
-        wide(4096, width, d=96)
-    with pytest.raises(ValueError, match="takes 3 to 7 here"):
-        wide(8, 8)
-
-
 # ---- Kronecker ---------------------------------------------------------------------------------
-
-def definition(raw, P):
-    """z(b) of arXiv 2605.29459, word for word, in float64: kappa = (1/sqrt L) vec(sum c_b (x) p_i),
-    z = (kappa - mean) / (std + 1e-6)."""
-    raw = raw[:P]
-    if not raw:
-        return np.zeros(256 * P)
-    c, p = np.eye(256), np.eye(P)
-    kappa = sum(np.kron(c[b], p[i]) for i, b in enumerate(raw)) / np.sqrt(len(raw))
-    return (kappa - kappa.mean()) / (kappa.std(ddof=1) + 1e-6)
-
 
 @pytest.mark.parametrize("P", [4, 16, 32])
 def test_kron_is_the_papers_code(P):
@@ -150,7 +109,7 @@ def test_kron_is_the_papers_code(P):
     forms are its product with W. On the fly a token costs P + 1 bytes."""
     spelled = [b"", b"a", b"the", b"\x00\xff\x00", b"compute", b"commute", bytes(range(P)),
                b"x" * (P + 7)]
-    z, ids = np.stack([definition(raw, P) for raw in spelled]), torch.arange(len(spelled))
+    z, ids = bag_code(spelled, P=P), torch.arange(len(spelled))
     for form in ("on_the_fly", "table"):
         module = KroneckerEmbedding(len(spelled), 8, spelled, P, form)
         assert np.abs(module.code(ids).numpy() - z).max() < 1e-5
@@ -160,32 +119,25 @@ def test_kron_is_the_papers_code(P):
         assert held == len(spelled) * (P + 1 + 4 * 256 * P * (form == "table"))
 
 
-@pytest.mark.parametrize("a, b, cosine", [
-    ("run", "runs", 3 / 12**0.5), ("compute", "commute", 6 / 7), ("nation", "station", 0)])
-def test_cosines(a, b, cosine):
-    """k common rows of m and n give k / sqrt(m n); a shift by one byte gives about 0."""
-    assert kron_cosine(a.encode(), b.encode()) == pytest.approx(cosine, abs=0.004)
-
-
 # ---- python codes.py ---------------------------------------------------------------------------
 
 def test_what_is_printed_is_what_the_codes_are(call, tmp_path, capsys):
     """Binary digits read back as the token's id, affine ones through A^-1; rows are those that the
     module sums, whether or not a word is quoted with its space; a long word shows all its bytes."""
-    tok = from_state(load_checkpoint(ROOT / "results" / "demo" / "kron.pt")["tokenizer"])
+    _, tok, _ = load_model(ROOT / "results" / "demo" / "kron.pt")
     assert call(codes.main, "get", " receive", "कार्यालय", "get", cwd=tmp_path) == 0
     said, words = capsys.readouterr().out, [" get", " receive", " कार्यालय"]
     tokens = re.findall(r"^  ('.*') +(\d+)  ([01]+)  ([01]+)$", said, re.M)
     ids = dict.fromkeys(id for word in words for id in tok.encode(word))
     A, b = draw_affine(12, 1337)
-    for id, (text, shown, binary, affine) in zip(ids, tokens, strict=True):
-        x, c = (torch.tensor([float(digit) for digit in bits]) for bits in (binary, affine))
+    for id, (text, shown, *digits) in zip(ids, tokens, strict=True):
+        x, c = (torch.tensor([*map(int, bits)]) for bits in digits)
         assert f"b{text}" == str(token_bytes(tok)[id])
         assert numbers(x) == decode(c, A, b) == int(shown) == id
     kron = KroneckerEmbedding(3, 1, [word.encode() for word in words])
     for i, word in enumerate(words):
         found = re.search(rf"  {word!r}\n    bytes +(.*)\n    rows +(.*)\n", said).groups()
-        raw, rows = ([int(number) for number in line.split()] for line in found)
+        raw, rows = ([*map(int, line.split())] for line in found)
         assert bytes(raw) == word.encode()
         assert rows == kron.rows(torch.tensor([i]))[0, :kron.length[i]].tolist()
     cosine = re.search(r"' get', ' receive' +(\S+)  2 of 4 and 8$", said, re.M)[1]

@@ -32,8 +32,7 @@ class LengthEmbedding(TokenEmbedding):
         length = torch.tensor([min(len(raw), pos_dim) for raw in token_bytes])
         length = F.pad(length, (0, num_embeddings - len(length)))
         self.register_buffer("length", length, persistent=False)
-        table = torch.randn(num_embeddings, embedding_dim, generator=torch.Generator())
-        self.R = nn.Embedding.from_pretrained(table)
+        self.R = nn.Embedding.from_pretrained(torch.randn(num_embeddings, embedding_dim))
 
     def forward(self, ids):
         return F.embedding(self.length[ids], self.W) + self.R(ids)
@@ -62,9 +61,8 @@ def test_an_arm_of_ones_own_trains_and_is_compared_probed_and_sampled(fork, call
     runs = ["out/tiny-small-length-s1337", "out/tiny-small-bpe_untied-s1337"]
     counts, = (r["params"] for r in records(fork / runs[0]) if "params" in r)
     assert counts["input"] == counts["in_use"] == 17 * 36
-    capsys.readouterr()
     assert call(compare.main, *runs, "--baseline=bpe_untied", "--out=results/a", cwd=fork) == 0
-    assert "length" in capsys.readouterr().out
+    assert "length" in (fork / "results" / "a.md").read_text()
     assert call(probe.main, "norms", *runs, cwd=fork) == 0
     assert "length" in (fork / "out" / "probe-norms.md").read_text()
     capsys.readouterr()
@@ -85,9 +83,6 @@ def test_an_arm_that_loses_options_is_not_trained(fork, refuse, monkeypatch):
     monkeypatch.setattr(LengthEmbedding, "__init__", lambda self, V, d, token_bytes, **kw: None)
     line = refuse(train.main, "config/tiny.py", "length.py", *SHAPE, cwd=fork)
     assert "code='length': its constructor takes **kwargs" in line
-    monkeypatch.setattr(LengthEmbedding, "__init__", lambda self, V, d, token_bytes, std: None)
-    line = refuse(train.main, "config/tiny.py", "length.py", *SHAPE, cwd=fork)
-    assert "code='length': its constructor has no pos_dim" in line
 
 
 @pytest.mark.parametrize("options", [{"pos_dim": 8}, {"n_head": 8}])
@@ -96,12 +91,6 @@ def test_an_option_with_two_defaults_is_refused(monkeypatch, options):
     monkeypatch.setattr(LengthEmbedding, "options", options)
     monkeypatch.setitem(rivals.RIVALS, "length", LengthEmbedding)
     with pytest.raises(TypeError, match="has another default elsewhere"):
-        runpy.run_path(model.__file__)
-
-
-def test_a_module_that_is_no_arm_is_refused(monkeypatch):
-    monkeypatch.setitem(rivals.RIVALS, "mine", nn.Embedding)
-    with pytest.raises(TypeError, match="code 'mine': Embedding has to subclass TokenEmbedding"):
         runpy.run_path(model.__file__)
 
 

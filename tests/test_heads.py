@@ -35,17 +35,14 @@ def gpt(tokens, code, head, **options):
                          **options), tokens)
 
 
-# nats by which the first loss may differ from ln V, where h is near many rows; no config ties these
-FIRST = {("binary", "tied"): 0.6, ("affine", "tied"): 0.6, ("kron_shuffled", "tied"): 0.2}
-
-
 @pytest.mark.parametrize("code, head", CODED)
 def test_first_loss(tokens, text, code, head):
-    """At the start the model knows nothing: ln V, nearly."""
+    """At the start the model knows nothing: ln V, nearly; less so where h is near many rows."""
     model = gpt(tokens, code, head, n_embd=192, n_head=6, n_layer=1, block_size=64)
     with torch.no_grad():
         loss = model(text[:1024].view(-1, 64), text[1:1025].view(-1, 64)).item()
-    assert loss == pytest.approx(math.log(V), abs=FIRST.get((code, head), 0.15))
+    near = 0.6 if (code, head) in (("binary", "tied"), ("affine", "tied")) else 0.2
+    assert loss == pytest.approx(math.log(V), abs=near)
 
 
 @pytest.mark.parametrize("code, head", CODED)
@@ -56,9 +53,7 @@ def test_logits_and_gradients_are_those_of_the_product(tokens, text, code, head)
     x, y = text[:96].view(3, 32), text[1:97].view(3, 32)
     logits, trained = model(x), [p for p in model.parameters()]
     assert logits.shape == (3, 32, 1024) and (logits[..., V:] == -math.inf).all()
-    alpha = 0.02 / model.transformer.wte.std
-    if head == "tied":
-        alpha = 4 / (48 * model.transformer.wte.std)
+    alpha = {"code": 0.02, "tied": 4 / 48}[head] / model.transformer.wte.std
     rows = model.transformer.wte if head == "tied" else model.lm_head
     exact = alpha * model.hidden(x) @ rows(torch.arange(V)).T
     torch.testing.assert_close(logits[..., :V], exact, rtol=1e-4, atol=1e-4)
@@ -92,7 +87,7 @@ def test_a_slot_can_be_said(tokens, text, code, head, size, bias):
     assert {int(i) for i in generate(model, ids, 3, temperature=0)} == {slot}
 
 
-# ---- bias, counts, refusals --------------------------------------------------------------------
+# ---- the bias per token -------------------------------------------------------------------------
 
 @pytest.mark.parametrize("code, head", ALL)
 def test_head_bias(tokens, text, code, head):
@@ -130,26 +125,6 @@ def test_unigram_bias_of_a_run(train_in, folder):
     assert series(run, "val_loss")[0] == pytest.approx(-np.log(p[val_ids]).mean(), abs=0.15)
 
 
-@pytest.mark.parametrize("code, head", [("learned", "tied"), *CODED])
-def test_num_params_counts_once(tokens, code, head):
-    """What is shared counts once, as input; a coded head counts as many as the input, and its bias;
-    the body is every arm's."""
-    body = gpt(tokens, "learned", "table").num_params()["body"]
-    inputs = sum(p.numel() for p in gpt(tokens, code, "table").transformer.wte.parameters())
-    outputs = 1024 if head == "tied" else inputs + 1024
-    assert gpt(tokens, code, head, head_bias="zero").num_params() == {
-        "input": inputs, "body": body, "head": outputs, "total": inputs + body + outputs}
-
-
-@pytest.mark.parametrize("head", ["tied", "code"])
-@pytest.mark.parametrize("arm", ["bytes2word", "frozen_random", "visual", "binary", "affine"])
-def test_what_cannot_be_a_head(arm, head, tokens):
-    """bytes2word and codes that are never trained."""
-    config = GPTConfig(**read_config(f"configs/{arm}.py") | {"head": head})
-    with pytest.raises(ValueError, match=f"head='{head}': code '{arm}' .* set head='table'"):
-        GPT(config, tokens)
-
-
 # ---- every code's run --------------------------------------------------------------------------
 
 def test_every_code_has_a_config():
@@ -163,11 +138,10 @@ def test_every_code_has_a_config():
 def test_every_code_resumes_bit_for_bit(options, train_in, monkeypatch):
     """Stopped in step 2 it ends with the weights, optimizer and losses of the run that was not."""
     monkeypatch.setattr(train, "evaluate", lambda *_: {})  # it takes most of the time
-    ends = []
-    for stops in ([None], [2, None]):
-        for after in stops:
-            run = train_in(*options, after=after)
-        ends.append((series(run, "loss"), series(run, "val_loss"), load_checkpoint(run)))
-        shutil.rmtree(run)
-    assert ends[0][:2] == ends[1][:2] and max(ends[0][0]) == 6
-    assert same_state(ends[0][2], ends[1][2])
+    run = train_in(*options)
+    whole = series(run, "loss"), series(run, "val_loss"), load_checkpoint(run)
+    shutil.rmtree(run)
+    train_in(*options, after=2)
+    train_in(*options)
+    resumed = series(run, "loss"), series(run, "val_loss"), load_checkpoint(run)
+    assert same_state(resumed, whole) and max(whole[0]) == 6

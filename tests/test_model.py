@@ -1,4 +1,6 @@
 """The GPT: against torch's own encoder layers, against itself without a cache and compiled."""
+import itertools
+
 import pytest
 import torch
 import torch.nn as nn
@@ -7,7 +9,7 @@ import torch.nn.functional as F
 from conftest import ARMS, build
 from lib.evaluate import input_norm
 from lib.generation import choose, generate
-from model import CODES, GPT, GPTConfig, make_embedding, rotate
+from model import CODES, GPT, GPTConfig, rotate
 
 KRON = dict(code="kron", lift="linear", head="table")
 
@@ -35,10 +37,9 @@ def ids(docs):
 
 # ---- equal to what others published ------------------------------------------------------------
 
-# a matrix or a norm of nanoGPT's block, its shape, and its name in torch's encoder layer
-BLOCK = {"ln_1": (48,), "attn.c_attn": (144, 48), "attn.c_proj": (48, 48),
-         "ln_2": (48,), "mlp.c_fc": (192, 48), "mlp.c_proj": (48, 192)}
-TORCHS = ["norm1.", "self_attn.in_proj_", "self_attn.out_proj.", "norm2.", "linear1.", "linear2."]
+# the parts of nanoGPT's block, and of torch's encoder layer
+BLOCK = {"ln_1.": "norm1.", "attn.c_attn.": "self_attn.in_proj_", "ln_2.": "norm2.",
+         "attn.c_proj.": "self_attn.out_proj.", "mlp.c_fc.": "linear1.", "mlp.c_proj.": "linear2."}
 
 
 @pytest.mark.parametrize("head, bias", [("tied", True), ("table", True), ("table", False)])
@@ -46,31 +47,24 @@ def test_a_nanogpt_state_dict_gives_the_logits_of_torchs_layers(ids, head, bias)
     """A state dict by nanoGPT's names loads with strict=True into bpe_tied and bpe_untied; a block
     is torch.nn.TransformerEncoderLayer(norm_first=True, activation="gelu"), causal."""
     torch.manual_seed(0)
-    shapes = {f"transformer.h.{i}.{name}": shape for i in (0, 1) for name, shape in BLOCK.items()}
-    shapes["transformer.ln_f"] = (48,)
-    state = {}
-    for name, shape in shapes.items():
-        state[f"{name}.weight"] = torch.randn(shape) * (0.2 if len(shape) == 2 else 1)
-        if bias:
-            state[f"{name}.bias"] = torch.randn(shape[:1])
-    for name, rows in (("transformer.wte", 128), ("transformer.wpe", 16), ("lm_head", 128)):
-        state[f"{name}.weight"] = 0.2 * torch.randn(rows, 48)
+    tables = {"transformer.wte": 128, "transformer.wpe": 16, "lm_head": 128}
+    state = {f"{name}.weight": 0.2 * torch.randn(rows, 48) for name, rows in tables.items()}
     if head == "tied":
         state["lm_head.weight"] = state["transformer.wte.weight"]
-    model = GPT(small(bias=bias, head=head)).eval()
-    model.load_state_dict(state, strict=True)
-
     x = state["transformer.wte.weight"][ids] + state["transformer.wpe.weight"][:12]
     causal = nn.Transformer.generate_square_subsequent_mask(12)
     for i in (0, 1):
         layer = nn.TransformerEncoderLayer(48, 3, 192, dropout=0.0, activation="gelu",
                                            batch_first=True, norm_first=True, bias=bias)
-        layer.load_state_dict({theirs + kind: state[f"transformer.h.{i}.{ours}.{kind}"]
-                               for theirs, ours in zip(TORCHS, BLOCK)
-                               for kind in ("weight", "bias")[:1 + bias]})
+        theirs = {name: nn.init.normal_(p, std=0.2) for name, p in layer.named_parameters()}
+        for (ours, part), kind in itertools.product(BLOCK.items(), ("weight", "bias")[:1 + bias]):
+            state[f"transformer.h.{i}.{ours}{kind}"] = theirs[part + kind]
         x = layer(x, src_mask=causal, is_causal=True)
-    norm = state["transformer.ln_f.weight"], state.get("transformer.ln_f.bias")
-    expected = F.layer_norm(x, (48,), *norm) @ state["lm_head.weight"].T
+    norm = nn.LayerNorm(48, bias=bias)
+    state |= {f"transformer.ln_f.{kind}": nn.init.normal_(p) for kind, p in norm.named_parameters()}
+    model = GPT(small(bias=bias, head=head)).eval()
+    model.load_state_dict(state, strict=True)
+    expected = norm(x) @ state["lm_head.weight"].T
     assert (model(ids) - expected).abs().max() < 1e-4 * expected.abs().max()
 
 
@@ -141,36 +135,36 @@ def test_equal_seeds_give_every_arm_the_same_body(bpe, arm):
     """All weights but the input's, a head's too; another seed changes all that is drawn."""
     plain, model, other = (build(*which) for which in (
         ("bpe_untied", bpe, "--seed=5"), (arm, bpe, "--seed=5"), (arm, bpe, "--seed=6")))
-    body, wanted = ({name: p for name, p in some.named_parameters()
-                     if not name.startswith(("transformer.wte", "lm_head"))}
+    own = "transformer.wte" if model.config.head == "table" else ("transformer.wte", "lm_head")
+    body, wanted = ({name: p for name, p in some.named_parameters() if not name.startswith(own)}
                     for some in (model, plain))
     assert len(body) > 10 and body.keys() == wanted.keys()
     assert all(torch.equal(body[name], wanted[name]) for name in wanted)
-    if model.config.head == "table":
-        assert torch.equal(model.lm_head.weight, plain.lm_head.weight)
     for name, p in model.named_parameters():
         drawn = len(p.unique()) > 1  # the others start at 0, 1 or 1/sqrt(2)
         assert not drawn or not torch.equal(p, other.get_parameter(name)), name
 
 
 def test_parameters_of_the_124m_shape():
-    """Table 50,304 x 768 against projection 4,096 x 768, the binary arms nothing, and one body."""
-    table, body = 38_633_472, 85_740_288
-    with torch.device("meta"):
-        for head, rows in (("tied", 0), ("table", table)):
-            assert GPT(GPTConfig(head=head)).num_params() == {
-                "input": table, "body": body, "head": rows, "total": table + body + rows}
-    for code, inputs in (("kron", 3_145_728), ("random", 3_145_728), ("binary", 0), ("affine", 0)):
-        config = GPTConfig(code=code, lift=CODES[code].lifts[0], head="table")
-        module = make_embedding(config, [b"a"] * 50257)
-        assert sum(p.numel() for p in module.parameters()) == inputs
+    """Table 50,304 x 768 against projection 4,096 x 768, the bits nothing; what is shared counts
+    once, as input; one body."""
+    table, kron, body = 38_633_472, 3_145_728, 85_740_288
+    for code, head, inputs, outputs in (
+            ("learned", "tied", table, 0), ("learned", "table", table, table),
+            ("kron", "table", kron, table), ("kron", "tied", kron, 0), ("kron", "code", kron, kron),
+            ("random", "table", kron, table), ("affine", "table", 0, table)):
+        with torch.device("meta"):
+            config = GPTConfig(code=code, lift=CODES[code].lifts[0], head=head)
+            counts = GPT(config, [b"a"] * 50257).num_params()
+        total = inputs + body + outputs
+        assert counts == {"input": inputs, "body": body, "head": outputs, "total": total}
 
 
 def test_input_norm(bpe):
     """Mean norm of the table's rows, of the projection's as d x D, and none without weights."""
     table, projection = build("bpe_untied", bpe), build("kron", bpe)
     rows = table.transformer.wte.weight[:bpe.vocab_size]
-    assert input_norm(table) == pytest.approx(rows.square().sum(1).sqrt().mean().item())
+    assert input_norm(table) == pytest.approx(rows.norm(dim=1).mean().item())
     assert input_norm(projection) == pytest.approx(1.0, abs=0.01)  # N(0, 1/sqrt D) over D entries
     assert input_norm(build("binary", bpe)) is None
 
@@ -178,13 +172,10 @@ def test_input_norm(bpe):
 def test_sampling_keeps_what_it_should():
     """top_p keeps the fewest that reach p, temperature 0 the likeliest."""
     logits = torch.tensor([[0.4, 0.3, 0.2, 0.1]]).log().expand(4000, 4)
-
-    def frequencies(temperature=1.0, top_p=1.0):
+    for temperature, top_p, wanted in ((1.0, 1.0, [0.4, 0.3, 0.2, 0.1]), (0, 1.0, [1, 0, 0, 0]),
+                                       (1.0, 0.75, [4 / 9, 3 / 9, 2 / 9, 0])):
         drawn = choose(logits, temperature, top_p, torch.Generator().manual_seed(1))
-        return (torch.bincount(drawn, minlength=4) / 4000).tolist()
-    assert frequencies() == pytest.approx([0.4, 0.3, 0.2, 0.1], abs=0.03)
-    assert frequencies(top_p=0.75) == pytest.approx([4 / 9, 3 / 9, 2 / 9, 0], abs=0.03)
-    assert frequencies(temperature=0) == [1, 0, 0, 0]
+        assert drawn.bincount(minlength=4).div(4000).tolist() == pytest.approx(wanted, abs=0.03)
 
 
 @pytest.mark.parametrize("options, says", [
@@ -195,7 +186,11 @@ def test_sampling_keeps_what_it_should():
     (dict(positions="alibi"), "learned, rotary"),
     (KRON | dict(code_form="dense"), "on_the_fly or table"), (dict(n_layer=0), "at least 1"),
     (dict(code_form="table"), "code_form='table': code 'learned' takes on_the_fly"),
-    (KRON | dict(pos_dim=300), "255"), (dict(dropout=1.0), "dropout"),
+    (dict(code="affine", lift="tile", head="table", code_width=6), "takes 7 to 48 here"),
+    (dict(code="affine", lift="tile", head="table", code_width=49), "takes 7 to 48 here"),
+    (dict(code="bytes2word", lift="attention", head="code"), "'bytes2word' .* set head='table'"),
+    (dict(code="visual", head="tied"), "'visual' .* set head='table'"),
+    (KRON | dict(pos_dim=300), "255"), (dict(dropout=1.5), "dropout"),
     (dict(positions="rotary", n_head=16), "even")])
 def test_impossible_models(options, says):
     """One line that says what is known."""

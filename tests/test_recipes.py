@@ -14,8 +14,7 @@ from conftest import ROOT, SHORT, config_of
 from lib.results import read_run
 from runs.steps import steps_for
 
-# What bash 3.2 and tools that are not GNU's lack: the recipes that somebody with a Mac runs.
-EVERYWHERE = ("setup", "demo", "test", "tune", "tiny", "one_gpu")
+# What bash 3.2 and tools that are not GNU's lack.
 LACKING = re.compile(
     r"\b(mapfile|readarray|nproc|realpath|timeout|seq)\b|(declare|local) -A|\$\{\w+(,,|\^\^|\[-1\])"
     r"|sed -(i|\w*[ur]\b)|xargs .*-r|grep -\w*P|readlink -f|\|&|date -I|stat -c|head -n -|sort -V")
@@ -47,7 +46,7 @@ def bash(folder, *args, **env):
 def test_a_recipe_parses_and_keeps_to_what_macs_have(path):
     assert bash(ROOT, "-n", str(path)) == (0, "")
     code = re.sub(r"^ *#.*", "", path.read_text(), flags=re.M)
-    assert path.stem not in EVERYWHERE or not LACKING.search(code)
+    assert path.stem == "gpu_check" or not LACKING.search(code)
 
 
 @pytest.mark.parametrize("size, gpu, said", [("4gb", "1650", "131M"), ("16gb", "T4", "524M"),
@@ -57,11 +56,10 @@ def test_a_size_fits_its_gpu(size, gpu, said, call, capsys, tmp_path):
     recipe prepares text for one pass over the tokens that its header says."""
     header = (ROOT / "runs" / "one_gpu.sh").read_text()
     argv = [f"configs/gpu_{size}.py", "configs/bpe_untied.py", f"--dry_run={gpu}"]
-    micro = config_of(argv[0]).batch_size
-    assert call(train.main, *argv, f"--batch_size={2 * micro}", cwd=tmp_path) == 0
-    assert ": fits" in capsys.readouterr().out
     assert call(train.main, *argv, cwd=tmp_path) == 0
     out = capsys.readouterr().out
+    most = re.search(r"fits \(at most --batch_size=(\d+)", out)[1]
+    assert int(most) >= 2 * config_of(argv[0]).batch_size
     tokens = int(re.search(r"= ([\d,]+) tokens", out)[1].replace(",", ""))
     wanted = re.search(rf"^    {size}\) tokens=(\S+)", header, re.M)[1]
     assert tokens <= float(wanted) < 1.02 * tokens
@@ -81,10 +79,9 @@ def test_the_demo_chooses_steps_that_fill_its_minutes():
 
 def test_the_gpu_machine_needs_nothing_more():
     """All that gpu_check.sh starts can be imported there."""
-    code = f"{WITHOUT}; import train, bench, tests.test_gpu; import tokenizers"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True,
-                          env=os.environ | {"PYTHONPATH": str(ROOT / "tests")})
-    assert "import of tokenizers halted" in done.stderr.splitlines()[-1], done.stderr
+    code = f"{WITHOUT}; import train, bench, tests.test_gpu"
+    assert not subprocess.run([sys.executable, "-c", code], cwd=ROOT,
+                              env=os.environ | {"PYTHONPATH": "tests"}).returncode
 
 
 @pytest.mark.soak
