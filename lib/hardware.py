@@ -25,9 +25,10 @@ class GPU:
     source: str = "an assumption, nobody's report"
 
 
-# Operations per second are the vendor's for dense products in bfloat16 (float16 before Ampere) with
-# sums in float32; GeForce cards are advertised with twice that, for sums in float16. GTX 1650 and
-# P100 have no tensor cores. The names are what torch.cuda.get_device_name contains. Reported shares are of models as large as GPT-2 124M.
+# The names are what torch.cuda.get_device_name contains. Operations per second are the vendor's for
+# dense products in bfloat16 (float16 before Ampere) with sums in float32; GeForce cards are
+# advertised with twice that, for sums in float16. GTX 1650 and P100 have no tensor cores. Reported
+# shares are of models as large as GPT-2 124M.
 GPUS = {
     "GTX 1650": GPU(4, 6e12, (7, 5)),
     "T4": GPU(15, 65e12, (7, 5), (0.14, 0.30),
@@ -124,8 +125,10 @@ def dry_run(config, arm, count, name):
               if mine % n == 0 or n == micro}
     room = 0.95 * gpu.memory - 0.6  # a twentieth goes to fragments, 0.6 GB to CUDA itself
     most = max((n for n in memory if memory[n] < room), default=None)
-    advice = (f"at most --batch_size={most} "
-              f"--gradient_accumulation_steps={config.sequences // most}") if most else "nothing does"
+    advice = "nothing does"
+    if most:
+        advice = (f"at most --batch_size={most} "
+                  f"--gradient_accumulation_steps={config.sequences // most}")
     fits = "fits" if memory[micro] < room else "does not fit"
     print(f"""\
 {arm}, seed {config.seed}, vocabulary {vocab_size:,} ({padded:,} with padding)

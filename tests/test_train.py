@@ -289,7 +289,7 @@ def test_a_run_is_named_from_what_made_it(options, name):
     ("--block_size=100000000", "a block needs 100,000,001: --block_size="),
     ("--max_steps=0", "must be from 1"), ("--learning_rate=-1", "must be from 1e-30"),
     ("--seed=-1", "seed=-1"), ("--beta1=1", "beta1=1.0"), ("--name=a/b", "plain folder name"),
-    ("--dataset=absent", "(data/ has: small); python prepare.py bins data/absent --name=NAME"),
+    ("--dataset=absent", "(data/ has: small); python prepare.py docstrings makes"),
     ("--vocab_size=600", "the data has 512"),
     ("configs/binary.py --embed_lr_mult=2", "this input has no weights"),
     ("configs/absent.py", "no such config (there are affine, binary")])
