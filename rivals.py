@@ -35,7 +35,7 @@ class ShuffledKronecker(KroneckerEmbedding):
     """e(t) = z(bytes(pi(t))) W with pi a permutation among tokens of equal length and similar
     frequency, drawn by `seed`: kron's codes, rank and idle rows, but no spelling. How often a row
     is read changes: on docstrings with bpe:4096 a quarter of the reads move to other rows."""
-    arguments = (*KroneckerEmbedding.arguments, "seed")
+    arguments, options = (*KroneckerEmbedding.arguments, "seed"), {"pos_dim": 16}
 
     def __init__(self, num_embeddings, embedding_dim, token_bytes, pos_dim=16, form="on_the_fly",
                  std=None, seed=0):
@@ -70,7 +70,7 @@ class KroneckerWideEmbedding(KroneckerEmbedding):
     share = 0.5
     default_std = 1.25**0.5
     arguments = (*KroneckerEmbedding.arguments, "vocab_size", "seed")
-    options = KroneckerEmbedding.options | {"code_width": 0}
+    options = {"pos_dim": 16, "code_width": 0}
 
     def __init__(self, num_embeddings, embedding_dim, token_bytes, vocab_size, pos_dim=16,
                  form="on_the_fly", std=None, code_width=0, seed=0):
@@ -96,7 +96,7 @@ class RandomEmbedding(KroneckerEmbedding):
     the token has bytes. There is no spelling, and nearly all rows are in use."""
     reads_bytes = False
     arguments = (*KroneckerEmbedding.arguments, "seed")
-    options = KroneckerEmbedding.options | {"rows": 0}
+    options = {"pos_dim": 16, "rows": 0}
 
     def __init__(self, num_embeddings, embedding_dim, token_bytes, pos_dim=16, form="on_the_fly",
                  std=None, seed=0, rows=0):
