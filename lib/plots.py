@@ -181,7 +181,7 @@ def draw_sizes(ax, table, entries):
             ax.axhline(loss, lw=1.3, color=style["color"], ls=style["ls"])
             ends.append((config["n_embd"], loss, arm, style["color"]))
     for code, curves in codes.items():
-        name = {"affine": "fixed parities", "lowrank": "trained rank"}.get(code, code)
+        name = {"affine": "mixed bits: wide", "lowrank": "trained rank"}.get(code, code)
         style = look("wide" if code == "affine" else code)
         ends.append((*draw_curves(ax, code, curves, **style), name, style["color"]))
     ax.set(xlabel="numbers in a token's code", ylabel="loss (nats per token)")
@@ -192,7 +192,11 @@ def draw_sizes(ax, table, entries):
 def answer_picture(tables, others, baseline):
     """The two pictures of the answer; `others`: comparisons of other texts and vocabularies."""
     figure, (left, right) = panels(2, 4, 4.2, 220)  # twice the width at which a page shows it
-    texts = [other["tables"] for other in others if baseline in set(other["tables"][0]["arm"])]
+    def text_of(table):
+        return table["run"].iloc[0]["header"]["data"]
+
+    texts = [other["tables"] for other in others if text_of(other["tables"][0]) != text_of(tables[0])
+             and baseline in set(other["tables"][0]["arm"])]
     entries = draw_gaps(left, [tables, *texts], baseline)
     draw_sizes(right, tables[0], entries)
     return figure
