@@ -195,8 +195,8 @@ def answer_picture(tables, others, baseline):
     def text_of(table):
         return table["run"].iloc[0]["header"]["data"]
 
-    texts = [other["tables"] for other in others if text_of(other["tables"][0]) != text_of(tables[0])
-             and baseline in set(other["tables"][0]["arm"])]
+    texts = [found["tables"] for found in others if baseline in set(found["tables"][0]["arm"])
+             and text_of(found["tables"][0]) != text_of(tables[0])]
     entries = draw_gaps(left, [tables, *texts], baseline)
     draw_sizes(right, tables[0], entries)
     return figure
