@@ -71,8 +71,8 @@ def test_a_size_fits_its_gpu(size, gpu, said, call, capsys, tmp_path):
 
 
 def test_the_demo_chooses_steps_that_fill_its_minutes():
-    """At 430 ms a step four arms have 210 steps each in 8 minutes; arms may differ in speed."""
-    assert steps_for([430] * 4, 8) == 210 and steps_for([145] * 4, 8) == 700
+    """At 430 ms a step four arms have 200 steps each in 8 minutes; arms may differ in speed."""
+    assert steps_for([430] * 4, 8) == 200 and steps_for([145] * 4, 8) == 660
     assert steps_for([100, 300], 8) == steps_for([200, 200], 8)
     assert steps_for([430] * 4, 0) == 20
 
