@@ -15,7 +15,7 @@ ARMS = {
     "bpe_tied_usual": ("#777777", "o", ":"),
     "bpe_untied": ("#E69F00", "s", "--"),
     "bpe_untied_default": ("#A87400", "s", ":"),
-    "bpe_untied_usual": ("#D4A017", "s", "-."),
+    "bpe_untied_usual": ("#D4A017", "D", "-."),
     "bpe_untied_unit": ("#56B4E9", "D", "-."),
     "bpe_untied_fast": ("#C98500", "s", "-"),
     "bpe_untied_lr": ("#009E73", "^", ":"),

@@ -104,6 +104,9 @@ def draw(arms, result):
     for ax, (grouping, title) in zip(figure.subplots(2, 2).flat, GROUPINGS.items()):
         groups = {name: numbers["arms"] for name, numbers in result[grouping].items()
                   if numbers["share"] >= 0.001}
+        if len(groups) < 2:  # nothing to compare
+            ax.set_axis_off()
+            continue
         points = {}
         for arm in shown:
             found = [of_arms[arm][what] for of_arms in groups.values()]
