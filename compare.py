@@ -251,7 +251,7 @@ def main():
         print(f"{title}\n\n{rows or words}\n")
     if args.out:
         from lib.plots import answer_picture, curves_picture
-        if found["contrasts"] and not args.by:
+        if found["lacking"][1]:  # of a plan, which has codes of several widths and horizons
             figure = answer_picture(tables, found["others"], found["baseline"])
         else:
             figure = curves_picture(tables[0])
