@@ -182,6 +182,7 @@ class BinaryEmbedding(FixedCode):
         if lift == "linear":
             self.add_weight("W", (self.code_width, embedding_dim), scale * self.code_width**-0.5)
         self.register_buffer("scale", torch.tensor(scale), persistent=False)  # follows .to(dtype)
+        self.scaled = scale != 1
         self.set_form(form)
 
     def code(self, ids):
@@ -192,7 +193,9 @@ class BinaryEmbedding(FixedCode):
 
     def lift(self, code):
         code = code.to(self.scale.dtype)
-        return tile(self.scale * code, self.embedding_dim) if self.W is None else code @ self.W
+        if self.W is not None:
+            return code @ self.W
+        return tile(self.scale * code if self.scaled else code, self.embedding_dim)
 
 
 class AffineEmbedding(BinaryEmbedding):
