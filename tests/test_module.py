@@ -156,7 +156,8 @@ def test_trainer_saves_and_resumes(example, tmp_path):
             model.load_state_dict(start)
         trainer = Trainer(model, TrainingArguments(
             str(tmp_path / folder), max_steps=steps, save_steps=3, report_to=[], use_cpu=True,
-            lr_scheduler_type="constant", learning_rate=1e-2, disable_tqdm=True), train_dataset=rows)
+            lr_scheduler_type="constant", learning_rate=1e-2, disable_tqdm=True),
+            train_dataset=rows)
         trainer.train(**more)
         return model.state_dict()
 
