@@ -174,14 +174,15 @@ class BinaryEmbedding(FixedCode):
         self.code_width = self.bits if A is None else len(A)
         self.register_buffer("A", A)
         self.register_buffer("b", b)
+        self.register_buffer("scale", torch.ones(()), persistent=False)  # follows .to(dtype)
         codes = self.code(torch.arange(vocab_size, device="cpu"))
         codes = tile(codes, embedding_dim) if lift == "tile" else codes
         self.default_std = codes.square().mean().sqrt().item() or 1.0  # 0 only where V = 1
         self.std = std or self.default_std
         scale, self.W = self.std / self.default_std, None
+        self.scale.fill_(scale)
         if lift == "linear":
             self.add_weight("W", (self.code_width, embedding_dim), scale * self.code_width**-0.5)
-        self.register_buffer("scale", torch.tensor(scale), persistent=False)  # follows .to(dtype)
         self.scaled = scale != 1
         self.set_form(form)
 
@@ -189,10 +190,9 @@ class BinaryEmbedding(FixedCode):
         code = binary_code(ids, self.bits)
         if self.A is not None:
             code = affine_code(code, self.A, self.b)
-        return 2 * code - 1 if self.signs else code
+        return (2 * code - 1 if self.signs else code).to(self.scale.dtype)
 
     def lift(self, code):
-        code = code.to(self.scale.dtype)
         if self.W is not None:
             return code @ self.W
         return tile(self.scale * code if self.scaled else code, self.embedding_dim)

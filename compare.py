@@ -35,7 +35,6 @@ def describe(group):
     """What an arm's runs, rows of a table, show on their own; None for what a run did not log."""
     runs, config = list(group["run"]), group["run"].iloc[0]["header"]["config"]
     later = [v for r in runs for v in r["vals"] if v["step"]]
-    rates = [s["tokens_per_s"] for r in runs for s in r["steps"] if s.get("tokens_per_s")]
     updates = [v["input_speed"] for v in later if v.get("input_speed") is not None]
 
     def all_of(found):
@@ -47,9 +46,7 @@ def describe(group):
         "setting": describe_setting(setting(config)), "loss": summary(group["loss"]),
         "bpb": all_of(list(group["bpb"])), "ppl": summary(np.exp(group["loss"])),
         "rms": [all_of([r["vals"][i].get("input_rms") for r in runs]) for i in (0, -1)],
-        "update_ratio": statistics.median(updates) if updates else None,
-        "clipped": all_of([v.get("clipped") for v in later]),
-        "tokens_per_s": statistics.median(rates) if rates else None}
+        "update_ratio": statistics.median(updates) if updates else None}
 
 
 def compare(table, baseline, contrasts=(), deviations=None):

@@ -128,7 +128,7 @@ class Progress:
         self.folder, self.scaler, self.config = folder, scaler, config
         self.flops = model.flops_per_token() / (peak_flops(model.device) * world_size())
         self.logged, self.logged_at = step, time.perf_counter()
-        self.norms, self.clipped = [], []  # clipped: whether, since a validation or resume
+        self.norms = []
 
     def diverged(self, step, what):
         """The InputError of a run that is of no use any more; the log says it too."""
@@ -152,7 +152,6 @@ class Progress:
         loss, crc = sum_ranks(torch.tensor([loss.item(), crc], dtype=torch.float64)).tolist()
         norms, lr = self.finite_norms(), learning_rate(step - 1, config)
         norm = norms[-1] if math.isfinite(norms[-1]) else None  # of a float16 step that was skipped
-        self.clipped += [norm > config.grad_clip > 0 for norm in norms]
         seconds = (now - self.logged_at) / (step - self.logged)
         rate = config.sequences * config.block_size / seconds
         self.folder.log({"step": step, "loss": loss, "grad_norm": norm, "lr": lr,
@@ -222,15 +221,13 @@ def train(config, arm, overwrite):
             val_loss, bits_per_byte = validate(forward, data, blocks, config, device)
             if not val_loss < 700:  # past that the perplexity is no float; NaN is not below either
                 raise progress.diverged(step, f"the validation loss is {val_loss}")
-            clipped = sum(progress.clipped) / max(1, len(progress.clipped))
             folder.log({"step": step, "val_loss": val_loss, "val_ppl": math.exp(val_loss),
-                        "val_bpb": bits_per_byte, **watch.measure(), "clipped": clipped})
+                        "val_bpb": bits_per_byte, **watch.measure()})
             print0(f"step {step}/{config.max_steps} | validation loss {val_loss:.4f} nats, "
                    f"perplexity {math.exp(val_loss):.2f}, {bits_per_byte:.4f} bits/byte{of_kept}")
             folder.best = min(folder.best, [val_loss, step])
             if rank() == 0:
                 loss_picture(folder.records, config.name, folder.path / "loss.png")
-            progress.clipped = []
         if due or stopping:
             progress.finite_norms()
             folder.save(step, model, optimizer, scaler)

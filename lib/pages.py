@@ -6,40 +6,16 @@ import sys
 from datetime import datetime, timezone
 from pathlib import Path
 
+from lib.config import ROOT
 from lib.errors import InputError
 from lib.results import SEEN, read_tsv
-from lib.stats import LEVEL, paired, summary
+from lib.stats import paired, summary
 from lib.tables import (arm_table, bracket, contrast_name, gap_table, horizon_table,
                         markdown_table, numbers, pm)
 from lib.tuning import KEYS, describe_edges
 
-ABOUT_GAPS = (
-    "Gaps are differences in validation loss, nats per token, paired by seed; below 0 the first "
-    f"arm is better. Lower and higher are at 5 %; level: the 95 % interval lies within ±{LEVEL}; "
-    "one seed where more are planned is not known. Intervals, and level, are not corrected for the "
-    "number of contrasts: an interval can leave out 0 and the verdict be not known. "
-    "The interval rests on the residual deviation of loss = arm + seed, one for arms with a V x d "
-    "head of their own and one for the rest; with one seed it is the wider one of that and of "
-    "documents resampled. Beside it: Student's of the contrast's own seeds, and documents crossed "
-    "with seeds. Steps-to-match: how many times fewer steps than the base the arm needs to the "
-    "base's final loss; below 1, the share of its steps that the base needed to the arm's.")
-
-ABOUT_ARMS = (
-    "Mean ± sample standard deviation over seeds. In use: trained input parameters in rows that a "
-    "token of the vocabulary touches. rms(e): of the input per coordinate, from the start to the "
-    "end. Update ratio: rms of a step's change of e over rms(e), the median over validations. "
-    "Clipped: share of steps. tokens/s is what the runs logged beside whatever else the machine "
-    "did; bench.py measures speed.")
-
-# arXiv 2605.29459 (kron) and 2605.09751 (binary, affine), as they state them.
-PUBLISHED = markdown_table(["what", "figure", "value"], [
-    ("kron - bpe_tied, 124M, 2.5B tokens, 3 seeds", "gap", "-0.083 +- 0.007 nats (-2.5 +- 0.2 %)"),
-    ("kron / bpe_tied, likewise", "perplexity ratio", "about 0.91"),
-    ("kron, likewise", "steps-to-match", "1.43x"),
-    ("binary / learned table, 32 layers, 17B tokens, 3 seeds", "perplexity", "2.36 / 2.44"),
-    ("affine, a slightly shorter run", "perplexity", "2.39"),
-    ("seed to seed, those runs", "perplexity", "4.8 %: comparable, not better"),
-])
+ABOUT = ("Gaps are in nats per token, paired by seed; below 0 the first arm is better. "
+         "results/README.md explains every column.")
 
 
 def sections(tables, result, equal):
@@ -47,11 +23,11 @@ def sections(tables, result, equal):
     planned, exploratory = result["planned"], result["exploratory"]
     sds = [f"{v['sd']:.4f} nats ({kind}, {v['degrees']:.3g} degrees of freedom)"
            for kind, v in result["variances"].items()]
-    about = ABOUT_GAPS + (f" Residual deviations: {', '.join(sds)}." if sds else "")
+    about = ABOUT + (f" Residual deviations: {', '.join(sds)}." if sds else "")
     if planned:
         yield ("How to read the tables",
-               f"{about} Verdicts are corrected for {len(planned)} planned contrasts (Holm). "
-               f"By the seeds of each contrast alone (Student, Holm): {own_seeds(planned)}.", "")
+               f"{about} Verdicts are corrected for {len(planned)} planned contrasts (Holm), "
+               f"intervals are not. By the seeds of each contrast alone (Student, Holm): {own_seeds(planned)}.", "")
     for question, asked in group_by("question", planned).items():
         made = [c for c in asked if c["gap"]]
         lacking = ", ".join(contrast_name(c) for c in asked if not c["gap"])
@@ -68,7 +44,7 @@ def sections(tables, result, equal):
     if equal:
         yield ("Horizons", "Each with a cosine of its own; the gap and its interval, over the "
                "seeds that all these horizons have.", horizon_table(equal))
-    yield "Arms", ABOUT_ARMS, arm_table(result)
+    yield "Arms", "Mean ± sample standard deviation over seeds.", arm_table(result)
     if exploratory:
         text = "Exploratory, and uncorrected." + ("" if planned else f" {about}")
         yield "Other contrasts", text, gap_table(exploratory)
@@ -182,8 +158,9 @@ def page(found, notes, name):
     if lacking:
         parts += ["## Planned and not reached",
                   f"{lacking} of {planned} runs, by item of results/PLAN.md.", which]
-    parts += ["## Published", PUBLISHED, "## What made these numbers",
-              f"Every run: {setting_of(runs[0])}"]
+    published = read_tsv(ROOT / "results", "published.tsv")
+    parts += ["## Published", markdown_table(published[0], map(dict.values, published)),
+              "## What made these numbers", f"Every run: {setting_of(runs[0])}"]
     if tuning:
         steps = " and ".join(f"{r['steps']:,}" for r in results)
         first, *again = tuning["seeds"]
@@ -267,19 +244,6 @@ def answers(table, result):
     return f"{answer}\n\n{markdown_table(['question', 'gap, 95 % interval'], rows)}\n"
 
 
-RULE = """# Records
-
-Lowest mean validation loss after 1,200 steps over seeds 21, 22 and 23, by trained input parameters
-in rows that a token uses. Body, tokens and steps are those of `configs/tiny.py` on
-`python prepare.py docstrings`. An arm is tuned on seeds 100 and 101 with eight points, and one
-beyond each end at which the best lies. The lowest mean has the row; a new record beats the old one
-where the interval of its lead, paired by seed, lies below 0. Until then the row is shared. To make
-a row and to check it:
-
-    for s in 21 22 23; do python train.py configs/tiny.py configs/mine.py --seed=$s; done
-    python compare.py results/tiny2 out/tiny-mine-s2? --baseline=bpe_untied --records=out/records.md
-
-"""
 CLASSES = [("none", 0, True), ("at most 50,000", 50_000, True), ("at most 200,000", 200_000, True),
            ("any", math.inf, True), ("any, and no V x d table anywhere", math.inf, False)]
 
@@ -313,7 +277,8 @@ def records(table, result):
     every = [[arm, f"{in_use:,}", loss, "-" if best[arm] == arm else best[arm],
               "-" if best[arm] == arm else lead(arm, best[arm])[1],
               result["arms"][arm]["tried"] or "-"] for _, arm, in_use, _, loss in sorted(arms)]
-    return RULE + "\n\n".join([
+    return "\n\n".join([
+        "# Records", "The rule, and how to make a row: Records in results/README.md.",
         markdown_table(["trained input parameters in use", "record", "of them", "loss (nats)",
                         "next", "its lead (95 %)"], rows),
         "Every arm, and its gap to the record of the smallest class that it is in:",

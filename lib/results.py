@@ -23,10 +23,11 @@ NO_ARM = {*BITS, *SILENT}
 # Runs that differ in these alone are horizons of one comparison.
 HORIZON = ("max_steps", "warmup_steps")
 
-# The files beside runs that say what is planned, and their columns. What is not of the kind
-# "confirmatory" is exploratory.
+# The tables beside results, and their columns: the planned runs; the questions, exploratory where
+# the kind is not "confirmatory"; figures of the papers.
 COLUMNS = {"plan.tsv": ["item", "name", "arguments"],
-           "contrasts.tsv": ["question", "arm", "base", "kind"]}
+           "contrasts.tsv": ["question", "arm", "base", "kind"],
+           "published.tsv": ["what", "figure", "value"]}
 
 # Groups of input tokens by how often training saw them, and the first of their bins in eval.npz.
 SEEN = {"under 256": 0, "256 to 1,023": 9, "1,024 to 8,191": 11, "more": 14}
@@ -124,7 +125,7 @@ def read_evaluation(run):
 
 
 def read_tsv(folder, name):
-    """FOLDER/plan.tsv or contrasts.tsv -> its rows, a list of dicts; [] where there is none."""
+    """FOLDER/plan.tsv or its like -> its rows, a list of dicts; [] where there is none."""
     path = Path(folder) / name
     if not path.is_file():
         return []

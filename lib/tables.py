@@ -49,12 +49,9 @@ def arm_table(result):
             arm, numbers(a["seeds"]), *counts, pm(a["loss"]), pm(a["ppl"], 2), pm(a["bpb"]),
             a["setting"], (a["tuned"] or "no") + (f", best of {a['tried']}" if a["tried"] else ""),
             f"{start['mean']:.3g} -> {end['mean']:.3g}" if start and end else "-",
-            "-" if a["update_ratio"] is None else f"{a['update_ratio']:.2g}",
-            f"{100 * a['clipped']['mean']:.0f} %" if a["clipped"] else "-",
-            f"{a['tokens_per_s']:,.0f}" if a["tokens_per_s"] else "-"])
+            "-" if a["update_ratio"] is None else f"{a['update_ratio']:.2g}"])
     columns = ["arm", "seeds", "input params", "in use", "head", "total", "loss (nats)",
-               "perplexity", "bits/byte", "learning rate", "tuned", "rms(e)", "update ratio",
-               "clipped", "tokens/s"]
+               "perplexity", "bits/byte", "learning rate", "tuned", "rms(e)", "update ratio"]
     return markdown_table(columns, rows)
 
 

@@ -133,11 +133,9 @@ def read_tuning(path):
     """tuning.json -> the table that `choose` made. InputError if it is none."""
     try:
         table = json.loads(Path(path).read_text())
-        # grids of before they had several seeds, and multipliers of the input
-        table = {"seeds": [table.get("seed")]} | table
         for row in table["arms"].values():
-            row["best"] = UNTUNED | row["best"]
-        return table | {"default": table["default"] and UNTUNED | table["default"]}
+            setting(row["best"])
+        return {key: table[key] for key in ("seeds", "steps", "default", "settings", "arms")}
     except (ValueError, TypeError, KeyError, AttributeError):
         raise InputError(f"{path}: not a table of compare.py --tune") from None
 
