@@ -121,7 +121,7 @@ def name_ends(ax, ends):
     for (x, y, name, colour), place in zip(ends, places):
         ax.annotate(name, (x, y), (1.09, place), textcoords=("axes fraction", "data"), fontsize=8,
                     va="center", annotation_clip=False,
-                    arrowprops={"arrowstyle": "-", "color": colour, "lw": 0.8,
+                    arrowprops={"arrowstyle": "-", "color": colour, "lw": 0.8, "ls": ":",
                                 "relpos": (0, 0.5)})  # from the middle of the name's left side
 
 
