@@ -259,11 +259,10 @@ class KroneckerEmbedding(FixedCode):
     def __init__(self, num_embeddings, embedding_dim, token_bytes, pos_dim=16, form="on_the_fly",
                  std=None, persistent=False):
         super().__init__(num_embeddings, embedding_dim, std)
-        self.pos_dim = pos_dim
+        self.pos_dim, packed = pos_dim, pack_bytes(token_bytes, num_embeddings, pos_dim)
         self.code_width = self.width()  # D
         self.add_weight("W", (self.code_width, embedding_dim), self.std * self.code_width**-0.5)
-        buffers = (*pack_bytes(token_bytes, num_embeddings, pos_dim),
-                   *kron_levels(pos_dim, self.code_width, self.centred))
+        buffers = *packed, *kron_levels(pos_dim, self.code_width, self.centred)
         for name, value in zip(("bytes", "length", "scale", "shift"), buffers):
             self.register_buffer(name, value, persistent)  # ours follow from the tokenizer
         self.set_form(form)

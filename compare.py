@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lib.config import compose, parse_value
+from lib.config import compose, near, parse_value
 from lib.errors import InputError, Parser, run, write_atomic
 from lib.pages import answers, grid_table, not_reached, page, records, sections, whole_page
 from lib.results import (NO_ARM, SILENT, arm_of, difference, find_runs, finished_runs, order,
@@ -110,8 +110,9 @@ def read_values(paths, key, base, notes):
     moved, groups = {key, "min_lr"} if key == "learning_rate" else {key}, {}
     for r in finished_runs(paths, notes):
         config = r["header"]["config"]
-        if key not in config.keys() - {*SILENT}:
-            raise InputError(f"--by={key}: not a key that decides a run's numbers")
+        if key not in (known := config.keys() - {*SILENT}):
+            raise InputError(f"--by={key}: not a key that decides a run's numbers"
+                             + near(key, known))
         equal = settings(r, moved) | {k: config[k] for k in config.keys() - {*NO_ARM, *moved}}
         groups.setdefault(json.dumps(equal, sort_keys=True), []).append(
             r | {"arm": f"{key}={config[key]}", "by": config[key]})
@@ -146,6 +147,8 @@ def read_comparison(paths, folders, baseline, notes):
         runs, folders = name_runs(runs, tuning, notes), [*folders, Path(path).parent]
     contrasts = next(filter(None, (read_tsv(folder, "contrasts.tsv") for folder in folders)), [])
     short = {row["arm"]: name for name, row in tuning["arms"].items()} if tuning else {}
+    short |= {r["was"]: r["arm"] for r in runs if r.get("how") == "tuned"}
+    baseline = short.get(baseline, baseline)
     for c in contrasts:
         c |= {key: short.get(c[key], c[key]) for key in ("arm", "base")}
     if not planned:  # the questions of others: those that these runs can answer
@@ -164,10 +167,13 @@ def compare_folders(folder, baseline, main, deviations, notes):
     for path in sorted({log.parent.parent for log in Path(folder).glob("*/*/log.jsonl")}):
         if path.name == "tuning":
             continue
+        own, found = [], None
         try:
-            found = read_comparison([path], [path, folder], baseline, notes)
+            found = read_comparison([path], [path, folder], baseline, own)
         except InputError as error:
-            notes.append(f"left out: {path}: {error}")
+            own.append(f"left out: {error}")
+        notes += [f"{path.name}: {note}" for note in own]
+        if not found:
             continue
         table = found["tables"][0]
         if not difference(main["run"].iloc[0], table["run"].iloc[0], KEYS):
@@ -203,7 +209,8 @@ def tune(paths, default, out):
 def main():
     parser = Parser(description=__doc__)
     parser.add_argument("runs", nargs="*", default=["out"], help="folders (default: out)")
-    parser.add_argument("--baseline", help="the arm of the gaps (default: bpe_tied if there)")
+    parser.add_argument("--baseline", help="the arm of the gaps (default: bpe_tied, or "
+                        "the first that lib/plots.py lists)")
     parser.add_argument("--by", metavar="KEY", help="compare the values of this key")
     parser.add_argument("--base", metavar="VALUE", help="with --by: the value that the others are "
                         "compared with (default: that of the config file)")
@@ -236,6 +243,10 @@ def main():
     untuned = [arm for arm, a in result["arms"].items() if a["tuned"] in (None, "not tuned")]
     if untuned and not args.by:
         notes.insert(0, f"not tuned, no grid has them: {', '.join(untuned)}")
+    if all(len(arm["seeds"]) == 1 for arm in result["arms"].values()):
+        notes.append("one seed: an interval covers the validation text, not another training run")
+    if found["tuned"]:
+        notes.append(f"tuned settings are those of {found['tuned']}")
     notes += uneven(result["arms"]) + provenance([r for table in tables for r in table["run"]])
     for path, text in ((args.answers, answers), (args.records, records)):
         if path:

@@ -62,6 +62,7 @@ def training_text(found, fraction, limit, sample):
                     sample["documents"] += 1
                     sample["characters"] += len(document)
                     bar.update(len(document))
+        bar.total = bar.n  # where the text ends before the limit
 
 
 def kept_share(tok, opening, lossy):

@@ -437,6 +437,9 @@ class BytesToWordEmbedding(TokenEmbedding):
     def __init__(self, num_embeddings, embedding_dim, token_bytes, pos_dim=16, std=None, n_head=8):
         super().__init__(num_embeddings, embedding_dim, std)
         self.pos_dim, self.heads = pos_dim, n_head
+        packed, length = pack_bytes(token_bytes, num_embeddings, pos_dim)
+        self.register_buffer("bytes", packed, persistent=False)
+        self.register_buffer("length", length, persistent=False)
         e, d = self.inner, embedding_dim
         self.add_weight("B", (256, e), 0.02)
         self.add_weight("S", (pos_dim, e), 0.02)
@@ -445,9 +448,6 @@ class BytesToWordEmbedding(TokenEmbedding):
         self.add_weight("V", (e, d), e**-0.5)
         self.norm = nn.LayerNorm(d, bias=False)
         self.add_weight("O", (d, d), self.std * d**-0.5)
-        packed, length = pack_bytes(token_bytes, num_embeddings, pos_dim)
-        self.register_buffer("bytes", packed, persistent=False)
-        self.register_buffer("length", length, persistent=False)
 
     def vectors(self, ids):
         H, d = self.heads, self.embedding_dim

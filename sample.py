@@ -180,6 +180,8 @@ def main():
     if args.interactive:
         interactive(models, how, args.seed)
     elif text:
+        if len(models) > 1:
+            print(f'"{args.prompt}"\n')
         show_texts(models, args.prompt, args.seed, how)
     else:
         echo_demo(models, how, args.seed)

@@ -81,13 +81,18 @@ def explain(config):
     return "\n".join(f"  {options[key]:40} {comments.get(key, '')}" for key in TYPES)
 
 
+def near(word, known):
+    """", did you mean 'WORD'?", or "" where no known word is near."""
+    found = difflib.get_close_matches(word, known, 1)
+    return f", did you mean '{found[0]}'?" if found else ""
+
+
 def assign(config, key, value, where):
     """config.key = value, if the key exists and the value has its type (an int may be written 1e4).
     InputError says what is near."""
     if key not in TYPES:
-        near = difflib.get_close_matches(key, TYPES, 1)
-        raise InputError(f"{where}: unknown key '{key}'"
-                         + (f", did you mean '{near[0]}'?" if near else ""))
+        own = "; a new arm's key is in its class's `options`, the class in CODES or RIVALS"
+        raise InputError(f"{where}: unknown key '{key}'{near(key, TYPES) or own}")
     kind = TYPES[key]
     numbers = {kind, type(value)} == {int, float} and math.isfinite(value)
     if key == "compile" or numbers and kind(value) == value:
@@ -104,8 +109,8 @@ def read_config(path):
     found = [p for p in places if p.is_file()]
     if not found:
         known = sorted(p.stem for p in (ROOT / "configs").glob("*.py"))
-        near = difflib.get_close_matches(Path(path).stem, known, 3)
-        raise InputError(f"{path}: no such config (there are {', '.join(near or known)})")
+        like = difflib.get_close_matches(Path(path).stem, known, 3)
+        raise InputError(f"{path}: no such config (there are {', '.join(like or known)})")
     values = {}
     try:
         for node in ast.parse(found[0].read_bytes()).body:

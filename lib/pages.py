@@ -26,8 +26,9 @@ def sections(tables, result, equal):
     about = ABOUT + (f" Residual deviations: {', '.join(sds)}." if sds else "")
     if planned:
         yield ("How to read the tables",
-               f"{about} Verdicts are corrected for {len(planned)} planned contrasts (Holm), "
-               f"intervals are not. By the seeds of each contrast alone (Student, Holm): {own_seeds(planned)}.", "")
+               f"{about} Verdicts are corrected (Holm) for {len(planned)} contrasts, intervals are "
+               "not. Known by each contrast's own seeds (Student, Holm): "
+               f"{own_seeds(planned)}.", "")
     for question, asked in group_by("question", planned).items():
         made = [c for c in asked if c["gap"]]
         lacking = ", ".join(contrast_name(c) for c in asked if not c["gap"])
@@ -54,7 +55,7 @@ def own_seeds(planned):
     """The verdicts of planned contrasts by their own seeds alone, in words."""
     kept = [f"{contrast_name(c)} {'lower' if c['gap']['mean'] < 0 else 'higher'} "
             f"(p {c['p_own']:.2g})" for c in planned if c.get("p_own", 1) < 0.05]
-    return f"{', '.join(kept) or 'none'}; the rest not known"
+    return ", ".join(kept) or "none"
 
 
 def group_by(key, rows):
@@ -196,7 +197,8 @@ def grid_table(table):
     return words, markdown_table(columns, rows)
 
 
-SAYS = {"lower": "{:.3f} nats below", "higher": "{:.3f} nats above", "level": "level with"}
+SAYS = {"lower": "{:.3f} nats below", "higher": "{:.3f} nats above", "level": "level with",
+        "not known": "with no known difference from", "not run": "without a run of"}
 YES = {"lower": "No", "level": "No", "higher": "Yes, for the lowest loss among these arms",
        "not known": "Not known"}  # is a trained table needed?
 
@@ -214,32 +216,26 @@ def answers(table, result):
     questions = group_by("question", result["planned"])
     if not 0 < len(questions) < 9:
         raise InputError("--answers: contrasts.tsv has one to eight confirmatory questions")
-    asked = next(iter(questions.values()))
-    first, ends, open_to, rows = asked[0], [], [], []
-    for c in asked:
-        if c["verdict"][0] in SAYS:
-            ends.append(f"{SAYS[c['verdict'][0]].format(abs(c['gap']['mean']))} {c['base']}")
-        else:
-            open_to.append(c["base"])
-    for c in result["planned"]:
-        if "level" in c["verdict"] and c not in asked and first["arm"] in (c["arm"], c["base"]):
-            ends.append(f"level with {c['base'] if c['arm'] == first['arm'] else c['arm']}")
-    says = f"ends {', '.join(ends[:-1])}{' and ' * (len(ends) > 1)}{ends[-1]}" if ends else ""
-    says += "; " * bool(ends and open_to)
-    says += f"no difference from {' or '.join(open_to)} is known" if open_to else ""
+    asked, headers = next(iter(questions.values())), [run["header"] for run in table["run"]]
+    arm, ends, rows = asked[0]["arm"], [], []
+    level = [c for c in result["planned"] if "level" in c["verdict"] and c not in asked
+             and arm in (c["arm"], c["base"])]
+    for c in asked + level:
+        says = SAYS[c["verdict"][0]].format(abs(c["gap"]["mean"]) if c["gap"] else "")
+        ends.append(f"{says} {c['base'] if c['arm'] == arm else c['arm']}")
     decided = all(c["gap"] and c["gap"]["n"] >= c["asked"] for c in asked)
-    headers = [run["header"] for run in table["run"]]
     total = max(header["params"]["total"] for header in headers) / 1e6
-    trained = result["arms"].get(first["arm"], {"params": {}})["params"].get("in_use", "unknown")
-    answer = (f"**{YES[first['verdict'][-1]] if decided else 'Not decided'}: {first['arm']}, "
-              f"with {trained or 'no'} trained input parameters, {says}** "
+    trained = result["arms"].get(arm, {"params": {}})["params"].get("in_use", "unknown")
+    answer = (f"**{YES[asked[0]['verdict'][-1]] if decided else 'Not decided'}: {arm}, with "
+              f"{trained or 'no'} trained input parameters, ends {ends[0]}** "
               f"({total:.0f}M parameters, {headers[0]['config']['dataset']}, {result['steps']:,} "
-              f"steps, {headers[0]['epochs']:.2g} epochs, seeds {numbers(first.get('seeds', []))}"
-              f"{max(map(so_far, asked))}).")
+              f"steps, {headers[0]['epochs']:.2g} epochs, seeds "
+              f"{numbers(asked[0].get('seeds', []))}{max(map(so_far, asked))}).")
+    if ends[1:]:
+        answer += f" It ends {', '.join(ends[1:])}."
     for question, asked in questions.items():
-        words = [f"{contrast_name(c)}: {' and '.join(c['verdict'])}"
-                 + (f", {c['gap']['mean']:+.3f} {bracket(c['interval'], 3)}" if c["gap"] else "")
-                 + so_far(c) for c in asked]
+        words = [f"{contrast_name(c)}: {' and '.join(c['verdict'])}, {c['gap']['mean']:+.3f} "
+                 + bracket(c["interval"], 3) + so_far(c) if c["gap"] else "not run" for c in asked]
         rows.append([question, "<br>".join(words)])
     return f"{answer}\n\n{markdown_table(['question', 'gap, 95 % interval'], rows)}\n"
 

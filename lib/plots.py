@@ -182,7 +182,7 @@ def draw_sizes(ax, table, entries):
             ax.axhline(loss, lw=1.3, color=style["color"], ls=style["ls"])
             ends.append((config["n_embd"], loss, arm, style["color"]))
     for code, curves in codes.items():
-        name = {"affine": "mixed bits: wide", "lowrank": "trained rank"}.get(code, code)
+        name = {"affine": "minimal to wide", "lowrank": "trained rank"}.get(code, code)
         style = look("wide" if code == "affine" else code)
         ends.append((*draw_curves(ax, code, curves, **style), name, style["color"]))
     ax.set(xlabel="numbers in a token's code", ylabel="loss (nats per token)")

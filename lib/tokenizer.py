@@ -313,5 +313,5 @@ def code_report(tok, pos_dims=(16, 32)):
         holders = Counter(raw[:P] for raw in strings)
         longer = by_script([raw for raw in strings if len(raw) > P], "are longer")
         shared = by_script([raw for raw in strings if holders[raw[:P]] > 1],
-                           "share them with another")
+                           "have the vector of another")
         yield f"P = {P}: {longer}; {shared}"

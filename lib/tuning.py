@@ -5,8 +5,9 @@ import math
 import statistics
 from pathlib import Path
 
+from lib.config import ARM_KEYS
 from lib.errors import InputError
-from lib.results import HORIZON, arm_of, difference, settings, unfinished
+from lib.results import BITS, HORIZON, arm_of, difference, settings, unfinished
 
 # What a grid may vary, with the value of who says nothing.
 KEYS = {"learning_rate": None, "min_lr": None, "embed_lr_mult": 1.0, "embed_std": 0.0,
@@ -33,6 +34,12 @@ def describe_setting(point):
                      if point[key] != KEYS[key])
 
 
+def arm_keys(run):
+    """What makes a run's arm, besides the tuned keys."""
+    config = run["header"]["config"]
+    return {key: config[key] for key in ARM_KEYS if key not in (*KEYS, *BITS)}
+
+
 def untuned_name(run):
     """A run's arm without its tuned keys: lowrank,rank=32,embed_lr_mult=4 -> lowrank,rank=32."""
     base, *options = arm_of(run).split(",")
@@ -56,15 +63,16 @@ def choose(runs, default=None):
     """Tuning runs -> the table that tuning.json holds. The lowest of their seeds is the grid's; its
     best points may have been run again on others. An arm's choice is the point of lowest loss, the
     mean over seeds among those with most seeds. `default` is the setting that nobody tuned."""
-    grids, arms = {}, {}
+    grids, arms, keys = {}, {}, {}
     seeds = sorted({run["header"]["config"]["seed"] for run in runs})
     for run in sorted(runs, key=lambda run: run["header"]["config"]["seed"]):
         if unfinished(run) and run["diverged"] is None:
             raise InputError(f"{run['name']}: {unfinished(run)}")
         if differs := difference(runs[0], run, KEYS):
             raise InputError(f"not one grid: {differs}")
-        seed, point = run["header"]["config"]["seed"], grid_point(run)
-        grid, at = grids.setdefault(untuned_name(run), {}), tuple(setting(point).values())
+        seed, point, arm = run["header"]["config"]["seed"], grid_point(run), untuned_name(run)
+        grid, at = grids.setdefault(arm, {}), tuple(setting(point).values())
+        keys[arm] = arm_keys(run)
         if seed == seeds[0] and at not in grid:
             grid[at] = point
         elif at not in grid:
@@ -84,7 +92,7 @@ def choose(runs, default=None):
             raise InputError(f"every run of {arm} diverged: its grid chooses nothing")
         best = grid[min(means, key=means.get)]
         arms[base if bases.count(base) == 1 else arm] = {
-            "arm": arm, "best": best, "edges": edges(grid, best), "grid": grid}
+            "arm": arm, "keys": keys[arm], "best": best, "edges": edges(grid, best), "grid": grid}
     return {"seeds": seeds, "steps": runs[0]["header"]["config"]["max_steps"], "default": default,
             "settings": settings(runs[0], KEYS), "arms": arms}
 
@@ -134,7 +142,7 @@ def read_tuning(path):
     try:
         table = json.loads(Path(path).read_text())
         for row in table["arms"].values():
-            setting(row["best"])
+            setting(row["best"] | row["keys"])
         return {key: table[key] for key in ("seeds", "steps", "default", "settings", "arms")}
     except (ValueError, TypeError, KeyError, AttributeError):
         raise InputError(f"{path}: not a table of compare.py --tune") from None
@@ -146,11 +154,12 @@ def tuned_name(run, table):
     (of its family) or "not tuned". (None, why) for a run of a tuned arm at none of these."""
     full, mine = untuned_name(run), setting(run["header"]["config"])
     at_default = mine == table["default"]
+    for name, row in table["arms"].items():  # bpe_untied_fast can be the tuned bpe_untied
+        if (mine, arm_keys(run)) == (setting(row["best"]), row["keys"]):
+            return name, "tuned"
     for name, row in table["arms"].items():
         if full in (name, row["arm"]):
             best = setting(row["best"])
-            if mine == best:
-                return name, "tuned"
             if at_default:
                 return f"{name}_default", "default"
             if mine == best | UNTUNED:
@@ -164,7 +173,8 @@ def tuned_name(run, table):
 
 
 def name_runs(runs, tuning, notes):
-    """Runs with "arm" and "how" of `tuned_name`, without those that must not be compared."""
+    """Runs with "arm" and "how" of `tuned_name` and "was", their arm's own name, without those that
+    must not be compared."""
     kept, tried = [], {name: len(row["grid"]) for name, row in tuning["arms"].items()}
     for r in runs:
         name, how = tuned_name(r, tuning)
@@ -173,7 +183,8 @@ def name_runs(runs, tuning, notes):
         if name is None:
             notes.append(f"left out: {r['name']}: {how}")
         else:
-            kept.append(r | {"arm": name, "how": how, "tried": tried.get(name)})
+            kept.append(r | {"arm": name, "how": how, "tried": tried.get(name),
+                             "was": untuned_name(r)})
     if not kept:
         raise InputError(f"none of these runs can be compared: {notes[-1]}")
     notes += [f"{name}'s setting lies at an edge of its grid: {describe_edges(row['edges'])}"

@@ -107,13 +107,16 @@ def draw():
     strings, K = token_bytes(tok), code_bits(tok.vocab_size)
     names = [f'"{strings[id].decode()}" {id:>5}' for id in ids]
     bits = binary_code(torch.tensor(ids), K)
-    figure = Figure((9, 8), layout="constrained")
+    figure = Figure((9, 9.4), layout="constrained")
     figure.get_layout_engine().set(wspace=0.05)
-    binary, affine, words, total = figure.subfigures(4, 1, height_ratios=[2, 2, 3.6, 1.6])
+    binary, affine, wide, words, total = figure.subfigures(5, 1, height_ratios=[2, 2, 2, 3.6, 1.6])
     draw_bits(binary, f"binary: the {K} bits of the token id, lowest first, repeated to the width "
               f"{D} of the model (line: end of the first copy)", names, bits)
-    draw_bits(affine, "affine: the same bits x, mixed: A x + b modulo 2, with A and b drawn once; "
-              "in both nothing is trained", names, affine_code(bits, *draw_affine(K, SEED)))
+    draw_bits(affine, "affine: the same bits x, mixed: A x + b modulo 2, with A and b drawn once",
+              names, affine_code(bits, *draw_affine(K, SEED)))
+    wide.suptitle(f"wide: {D} different mixtures, one for each number of the vector, as -1 and +1. "
+                  "In these three nothing is trained", **HEADING)
+    picture(wide.subplots(), affine_code(bits, *draw_affine(K, SEED, D)), names, **BITS)
     draw_words(words)
     draw_sum(total)
     return figure

@@ -190,12 +190,21 @@ def test_sampling_keeps_what_it_should():
     (dict(code="affine", lift="tile", head="table", code_width=49), "takes 7 to 48 here"),
     (dict(code="bytes2word", lift="attention", head="code"), "'bytes2word' .* set head='table'"),
     (dict(code="visual", head="tied"), "'visual' .* set head='table'"),
-    (KRON | dict(pos_dim=300), "255"), (dict(dropout=1.5), "dropout"),
+    (KRON | dict(pos_dim=300), "255"), (KRON | dict(pos_dim=0), "from 1 to 255"),
+    (dict(dropout=1.5), "dropout"),
     (dict(positions="rotary", n_head=16), "even")])
 def test_impossible_models(options, says):
     """One line that says what is known."""
     with pytest.raises(ValueError, match=says):
         GPT(small(**options))
+
+
+@pytest.mark.parametrize("code, key", [(code, key) for code, kind in CODES.items()
+                                       for key in kind.options if key != "code_levels"])
+def test_options_below_their_range(code, key):
+    """-2 is nothing that an option can be."""
+    with pytest.raises(ValueError, match=f"{key}=-2"):
+        GPT(small(code=code, lift=CODES[code].lifts[0], head="table", **{key: -2}), [b"a"])
 
 
 def test_what_lies_between_look_up_and_body(bpe, docs):

@@ -17,7 +17,9 @@ import probe
 from conftest import build, config_of
 from lib import stats, tokenizer
 from lib.errors import InputError
+from lib.results import read_run
 from lib.run_folder import build_model, load_model, save_checkpoint
+from lib.tuning import UNTUNED, arm_keys
 from probes import echo, generation, geometry, layers, public, robustness, shared
 
 PAIRS = [("category", "clean", "typo"),
@@ -309,8 +311,9 @@ def test_tuned_runs_stand_side_by_side(tmp_path, call, refuse):
         point = {"learning_rate": rate, "min_lr": rate / 10, "embed_std": std}
         runs.append(write_eval(tmp_path, name, 1, [8, 6, 0, 2], **point))
         arm = name.split(",")[0]
-        arms[arm] = {"arm": arm, "best": point | {"embed_lr_mult": 1}, "edges": [], "grid": [point]}
-    table = {"seed": 100, "steps": 1, "default": None, "arms": arms, "settings": {"data": {}}}
+        arms[arm] = {"arm": arm, "keys": arm_keys(read_run(runs[-1])), "edges": [], "grid": [point],
+                     "best": UNTUNED | point}
+    table = {"seeds": [100], "steps": 1, "default": None, "arms": arms, "settings": {"data": {}}}
     (tmp_path / "tuning.json").write_text(json.dumps(table))
     arms["affine"]["best"]["learning_rate"] = 8e-3
     (tmp_path / "other.json").write_text(json.dumps(table))

@@ -93,7 +93,8 @@ def test_a_folder_of_weights_is_those_models(folder, tmp_path, call, capsys):
     for arm in ("kron", "bpe_untied"):
         export(folder / "out" / arm, tmp_path / "weights" / f"{arm}.pt")
     assert call(sample.main, "weights", "--prompt=The", "--max_new_tokens=1", cwd=tmp_path) == 0
-    assert capsys.readouterr().out.split("\n")[0].split() == ["bpe_untied", "|", "kron"]
+    prompt, _, names, *_ = capsys.readouterr().out.split("\n")
+    assert prompt == '"The"' and names.split() == ["bpe_untied", "|", "kron"]
     whole, _, _ = load_model(folder / "out" / "kron")
     carried, _, _ = load_model(tmp_path / "weights" / "kron.pt")
     mine, theirs = (model.transformer.wte(torch.arange(100)) for model in (carried, whole))

@@ -221,9 +221,9 @@ def test_scripts(text, script):
 def test_code_report(gpt2):
     """By script, and in all as GPT-2's published figures: 72 and 14 long, 44 and 17 share."""
     lines = list(code_report(gpt2, (16, 32, 1)))
-    assert re.match(r"P = 16: 72 are longer \(.*Latin \d+.*\); 44 share them with ano", lines[0])
-    assert re.match(r"P = 32: 14 are longer \(.*; 17 share them with another", lines[1])
-    assert all(re.search(rf"share.*{script} [\d,]+", lines[2]) for script in ("Latin", "bytes"))
+    assert re.match(r"P = 16: 72 are longer \(.*Latin \d+.*\); 44 have the vector of ano", lines[0])
+    assert re.match(r"P = 32: 14 are longer \(.*; 17 have the vector of another", lines[1])
+    assert all(re.search(rf"another.*{script} [\d,]+", lines[2]) for script in ("Latin", "bytes"))
 
 
 def test_unicode_is_lossless(unicode):
