@@ -32,6 +32,7 @@ from lib.tables import markdown_table
 from model import CODES
 from train import make_optimizer, train_step
 
+
 def measure(works, rounds):
     """{name: work(i)} -> {name: {"ms", "ratio" to the last}}, a list over rounds each. A round runs
     each work once, until the GPU is done, if there is one."""

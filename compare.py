@@ -24,9 +24,9 @@ import numpy as np
 from lib.config import compose, near, parse_value
 from lib.errors import InputError, Parser, run, write_atomic
 from lib.pages import answers, grid_table, not_reached, page, records, sections, whole_page
-from lib.results import (NO_ARM, SILENT, arm_of, difference, find_runs, finished_runs, order,
+from lib.results import (NO_ARM, SILENT, arms_of, difference, find_runs, finished_runs, order,
                          provenance, read_tsv, select, settings)
-from lib.stats import holm, own_p, paired, residual_deviations, summary, verdict
+from lib.stats import holm, paired, residual_deviations, summary, verdict
 from lib.tables import refuse_folder, save_results
 from lib.tuning import KEYS, choose, describe_setting, find_tuning, name_runs, setting
 
@@ -63,10 +63,10 @@ def compare(table, baseline, contrasts=(), deviations=None):
     for c, p in zip(tested, holm([c["p"] for c in tested], len(planned))):
         c |= {"p_holm": p, "verdict": verdict(c, p)}
     several = [c for c in planned if c["gap"] and c["gap"]["sd"]]
-    for c, p in zip(several, holm([own_p(c["gap"]) for c in several], len(planned))):
+    for c, p in zip(several, holm([c["gap"]["p"] for c in several], len(planned))):
         c["p_own"] = p
     return {"baseline": baseline, "steps": max(r["vals"][-1]["step"] for r in table["run"]),
-            "variances": deviations, "planned": planned,
+            "deviations": deviations, "planned": planned,
             "exploratory": [c for c in found if c["kind"] != "confirmatory" and c["gap"]],
             "arms": {arm: describe(group) for arm, group in table.groupby("arm", sort=False)}}
 
@@ -98,7 +98,7 @@ def compare_horizons(found, deviations=None):
     for pair, horizons in by_pair.items():
         seeds = set.intersection(*(set(seeds) for *_, seeds in horizons))
         for table, result, _ in horizons if len(horizons) > 1 and seeds else ():
-            c = paired(table[table["seed"].isin(seeds)], *pair, result["variances"])
+            c = paired(table[table["seed"].isin(seeds)], *pair, result["deviations"])
             equal.append({"steps": result["steps"]} | {
                 key: c[key] for key in ("arm", "base", "seeds", "gap", "interval")})
     return found | {"results": results, "equal": equal}
@@ -152,7 +152,7 @@ def read_comparison(paths, folders, baseline, notes):
     for c in contrasts:
         c |= {key: short.get(c[key], c[key]) for key in ("arm", "base")}
     if not planned:  # the questions of others: those that these runs can answer
-        there = set(map(arm_of, runs))
+        there = {*arms_of(runs)}
         contrasts = [c for c in contrasts if {c["arm"], c["base"]} <= there]
     tables, baseline = select(runs, baseline, KEYS if tuning else (), notes)
     return {"tables": tables, "baseline": baseline, "contrasts": contrasts, "tuned": path,
@@ -167,14 +167,13 @@ def compare_folders(folder, baseline, main, deviations, notes):
     for path in sorted({log.parent.parent for log in Path(folder).glob("*/*/log.jsonl")}):
         if path.name == "tuning":
             continue
-        own, found = [], None
+        own = []
         try:
             found = read_comparison([path], [path, folder], baseline, own)
         except InputError as error:
-            own.append(f"left out: {error}")
-        notes += [f"{path.name}: {note}" for note in own]
-        if not found:
+            notes.append(f"{path.name}: left out: {error}")
             continue
+        notes += [f"{path.name}: {note}" for note in own]
         table = found["tables"][0]
         if not difference(main["run"].iloc[0], table["run"].iloc[0], KEYS):
             again = table.assign(arm=table["arm"] + f" in {path.name}")
@@ -234,7 +233,7 @@ def main():
     tables, result = found["tables"], found["results"][0]
     if folder:
         found["others"] = compare_folders(folder, found["baseline"], tables[0],
-                                          result["variances"], notes)
+                                          result["deviations"], notes)
         there = {name for one in (found, *found["others"]) for table in one["tables"]
                  for name in table["name"]}
         found["lacking"] = not_reached(folder, there)

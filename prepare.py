@@ -23,7 +23,6 @@ import json
 import math
 import os
 import re
-import shlex
 import sys
 import time
 from collections import Counter
@@ -35,12 +34,12 @@ import numpy as np
 from tqdm import tqdm
 
 from lib import text, tokenizer
-from lib.errors import InputError, Parser, run, whole_number, write_atomic
+from lib.errors import InputError, Parser, run, this_command, whole_number, write_atomic
 
 SAMPLE = 256_000_000   # characters of training text that a tokenizer is trained on, at most
 SAVE_EVERY = 60        # seconds between saved states: what a kill costs
 # what can be in data/NAME; meta.json, by which it is known as ours, is deleted last
-OURS = "train.bin", "val.bin", "state.json", "lock", "verified.json", "meta.json"
+OURS = "train.bin", "val.bin", "state.json", "lock", "meta.json"
 
 
 def place(document):
@@ -304,9 +303,8 @@ def main():
     folder = Path(f"{final}.partial")
     check_place(final, args.overwrite)
     found = [] if args.kind == "bins" else sources(args)
-    words = [word for word in sys.argv[1:] if word != "--overwrite"]
     libraries = "numpy", "tiktoken", "rustbpe", "datasets", "tokenizers"
-    job = {"command": shlex.join(["python", os.path.basename(sys.argv[0]), *words]),
+    job = {"command": this_command(without="--overwrite"),
            "versions": {"python": sys.version.split()[0]} | {n: version(n) for n in libraries},
            "sources": [[source.name, source.share, source.identity] for source in found]}
     folder.mkdir(parents=True, exist_ok=True)

@@ -273,7 +273,7 @@ def main():
     except RuntimeError as error:  # a CPU's allocator and MPS have no error of their own
         if not re.search("out of memory|can't allocate memory|ALLOC_FAILED", str(error)):
             raise
-        raise InputError(f"out of memory with {config.batch_size} sequences at once; half the "
+        raise MemoryError(f"out of memory with {config.batch_size} sequences at once; half the "
                          "--batch_size with twice the --gradient_accumulation_steps goes on "
                          "from the last checkpoint") from None
 

@@ -4,7 +4,9 @@
         run(main)
 """
 import argparse
+import contextlib
 import os
+import shlex
 import sys
 from pathlib import Path
 
@@ -31,6 +33,21 @@ def whole_number(text):
     return int(value)
 
 
+@contextlib.contextmanager
+def one_line(says):
+    """Whatever a library raises becomes an OSError of one line."""
+    try:
+        yield
+    except Exception as error:  # of the Hub's clients, httpx, pyarrow: no name in common
+        raise OSError(f"{says} ({type(error).__name__}: {error})") from error
+
+
+def this_command(without=""):
+    """The command line of this process, as it is recorded; `without` one of its arguments."""
+    words = [word for word in sys.argv[1:] if word != without]
+    return shlex.join(["python", os.path.basename(sys.argv[0]), *words])
+
+
 def run(main):
     """Call `main()`. Bad input ends in one line on standard error and exit status 2, Ctrl-C in 130;
     a bug keeps its traceback. What standard output's encoding lacks (cp1252) is printed as `?`."""
@@ -39,9 +56,9 @@ def run(main):
         status = main()
     except BrokenPipeError:  # `| head` closed our standard output
         os._exit(1)
-    except (InputError, OSError) as error:
-        # under torchrun one rank of each machine speaks
-        if os.environ.get("LOCAL_RANK", "0") == "0":
+    except (InputError, OSError, MemoryError) as error:
+        # what is wrong for all ranks, one of each machine says; of disk and memory each has its own
+        if os.environ.get("LOCAL_RANK", "0") == "0" or not isinstance(error, InputError):
             print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:

@@ -1,11 +1,6 @@
 """What a run measures besides its loss: at each validation the scale of its input and the update
 ratio; at the last step the nats of the whole validation split, summed by groups: eval.npz.
 
-The loss in compare.py's tables is that of the whole split: sum(doc_nats) / sum(doc_tokens). A table
-of which one run has no eval.npz of the same documents shows the last val_loss of log.jsonl instead,
-which is of about eval_tokens of the split. compare.py resamples documents for its intervals, and
-`probe.py tokens` reads the groups.
-
     doc_nats, doc_tokens, doc_bytes (N,)   of each document (of neighbouring ones, past 5,000),
                                            the <|endoftext|> that ends it being one of its tokens
     seen_nats, seen_tokens                 by how often training will have seen the input token: its

@@ -72,7 +72,8 @@ def this_hardware():
 def peak_flops(device):
     """The peak of a device in operations per second, infinite where it is not in GPUS."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
-    return next((gpu.flops for part, gpu in GPUS.items() if part in name), math.inf)
+    return next((gpu.flops for part, gpu in GPUS.items()
+                 if re.search(rf"{part}(?!\w| Ti| SUPER| Laptop| Max)", name)), math.inf)
 
 
 def parse_gpus(text):

@@ -1,13 +1,10 @@
 """A comparison as a page of Markdown, the ten lines of its answers, and the table of records."""
 import math
-import os
-import shlex
-import sys
 from datetime import datetime, timezone
 from pathlib import Path
 
 from lib.config import ROOT
-from lib.errors import InputError
+from lib.errors import InputError, this_command
 from lib.results import SEEN, read_tsv
 from lib.stats import paired, summary
 from lib.tables import (arm_table, bracket, contrast_name, gap_table, horizon_table,
@@ -15,14 +12,14 @@ from lib.tables import (arm_table, bracket, contrast_name, gap_table, horizon_ta
 from lib.tuning import KEYS, describe_edges
 
 ABOUT = ("Gaps are in nats per token, paired by seed; below 0 the first arm is better. "
-         "results/README.md explains every column.")
+         "results/README.md explains the columns.")
 
 
 def sections(tables, result, equal):
     """Titles, texts and tables of a comparison, (title, text, table or "") each."""
     planned, exploratory = result["planned"], result["exploratory"]
     sds = [f"{v['sd']:.4f} nats ({kind}, {v['degrees']:.3g} degrees of freedom)"
-           for kind, v in result["variances"].items()]
+           for kind, v in result["deviations"].items()]
     about = ABOUT + (f" Residual deviations: {', '.join(sds)}." if sds else "")
     if planned:
         yield ("How to read the tables",
@@ -131,7 +128,7 @@ def setting_of(run):
 def whole_page(title, notes, parts, runs):
     """(a page: title, notes, the parts that are not empty, what made it; that as a dict)."""
     headers = [run["header"] for run in runs]
-    made = {"command": shlex.join(["python", os.path.basename(sys.argv[0]), *sys.argv[1:]]),
+    made = {"command": this_command(),
             "date": datetime.now(timezone.utc).isoformat(timespec="seconds")}
     made |= {key: sorted({header.get(key, "unknown") for header in headers})
              for key in ("commit", "hardware")}
@@ -230,7 +227,7 @@ def answers(table, result):
               f"{trained or 'no'} trained input parameters, ends {ends[0]}** "
               f"({total:.0f}M parameters, {headers[0]['config']['dataset']}, {result['steps']:,} "
               f"steps, {headers[0]['epochs']:.2g} epochs, seeds "
-              f"{numbers(asked[0].get('seeds', []))}{max(map(so_far, asked))}).")
+              f"{numbers(asked[0].get('seeds', []))}{max(map(so_far, asked), key=len)}).")
     if ends[1:]:
         answer += f" It ends {', '.join(ends[1:])}."
     for question, asked in questions.items():
@@ -257,7 +254,7 @@ def records(table, result):
             arms.append((loss["mean"], arm, header["params"]["in_use"], has_table, pm(loss)))
 
     def lead(arm, other):
-        gap = paired(table, arm, other, result["variances"])
+        gap = paired(table, arm, other, result["deviations"])
         return gap["interval"], f"{gap['gap']['mean']:+.4f} {bracket(gap['interval'])}"
 
     for name, most, tables in CLASSES:

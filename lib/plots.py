@@ -136,6 +136,15 @@ def set_ticks(ax, values):
     ax.minorticks_off()
 
 
+def table_rows(table):
+    """How many rows a V x d table has in the runs of a comparison: V, padded."""
+    headers = [run["header"] for run in table["run"]]
+    sizes = [header["params"][part] // header["config"]["n_embd"] for header in headers
+             for part, key, value in (("input", "code", "learned"), ("head", "head", "table"))
+             if header["config"][key] == value]
+    return max(1, min(sizes, default=1))
+
+
 def draw_gaps(ax, texts, baseline):
     """The final gap to the baseline against training tokens per vocabulary entry, of the arms run
     at several (else of all); hollow from the second text on. How many entries the first has."""
@@ -144,8 +153,7 @@ def draw_gaps(ax, texts, baseline):
     for text, horizons in enumerate(texts):
         for table in horizons:
             base = table[table["arm"] == baseline].set_index("seed")
-            params, config = (base["run"].iloc[0]["header"][key] for key in ("params", "config"))
-            size = max(1, max(params["input"], params["head"]) // config["n_embd"])
+            config, size = base["run"].iloc[0]["header"]["config"], table_rows(table)
             tokens = config["max_steps"] * base["run"].iloc[0]["header"]["tokens_per_step"]
             gaps = table["loss"] - table["seed"].map(base["loss"])
             found.append(table.assign(gap=gaps, text=text, size=size, seen=tokens / size))
@@ -193,11 +201,10 @@ def draw_sizes(ax, table, entries):
 def answer_picture(tables, others, baseline):
     """The two pictures of the answer; `others`: comparisons of other texts and vocabularies."""
     figure, (left, right) = panels(2, 4, 4.2, 220)  # twice the width at which a page shows it
-    def text_of(table):
-        return table["run"].iloc[0]["header"]["data"]
-
-    texts = [found["tables"] for found in others if baseline in set(found["tables"][0]["arm"])
-             and text_of(found["tables"][0]) != text_of(tables[0])]
+    main, *rest = (found[0]["run"].iloc[0]["header"]["data"] for found in
+                   [tables, *(other["tables"] for other in others)])
+    texts = [other["tables"] for other, data in zip(others, rest)
+             if data != main and baseline in set(other["tables"][0]["arm"])]
     entries = draw_gaps(left, [tables, *texts], baseline)
     draw_sizes(right, tables[0], entries)
     return figure

@@ -1,18 +1,16 @@
 """What a result is quoted with: hardware, versions, commit, code hash."""
 import ast
 import hashlib
-import os
 import platform
 import re
-import shlex
 import subprocess
-import sys
 from datetime import datetime, timezone
 from pathlib import Path
 
 import torch
 
 from lib.config import ROOT
+from lib.errors import this_command
 
 DECISIVE = ("codes.py", "rivals.py", "model.py", "train.py", "lib/config.py", "lib/data.py",
             "lib/evaluate.py", "lib/tokenizer.py")
@@ -67,5 +65,5 @@ def describe_machine(device, world):
     return {
         "hardware": hardware, "python": platform.python_version(), "torch": torch.__version__,
         "commit": commit, "code_hash": code_hash(),
-        "command": shlex.join(["python", os.path.basename(sys.argv[0]), *sys.argv[1:]]),
+        "command": this_command(),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds")}

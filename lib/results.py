@@ -37,15 +37,15 @@ SEEN = {"under 256": 0, "256 to 1,023": 9, "1,024 to 8,191": 11, "more": 14}
 SAME_CODE = {"b4200fc97b64": "9452daf409ae"}
 
 
-def arm_of(run):
-    """What a run's arm is called in tables, without keys that only change bits."""
-    base, *options = run.get("arm", run["header"]["arm"]).split(",")
-    return ",".join([base, *(o for o in options if o.split("=")[0] not in BITS)])
+def plain_arm(arm, keys=BITS):
+    """An arm's name without some keys: lowrank,rank=32,dtype=float32 -> lowrank,rank=32."""
+    base, *options = arm.split(",")
+    return ",".join([base, *(o for o in options if o.split("=")[0] not in keys)])
 
 
 def order(run):
     """Sort key of a run: with --by its value, else arms as in ARMS, others by name; then seeds."""
-    arm, seed = arm_of(run), run["header"]["config"]["seed"]
+    arm, seed = run["arm"], run["header"]["config"]["seed"]
     if "by" in run:
         return 0, run["by"], seed
     place = [*ARMS, arm.split(",")[0]].index(arm.split(",")[0])
@@ -54,13 +54,13 @@ def order(run):
 
 
 def read_run(folder):
-    """out/RUN -> {"name", "header", "steps" and "vals": records of the log, "diverged": the step of
-    a last validation that was not finite, "went_on": what changed when it was resumed, "missing":
-    the first step whose line the log should have}. InputError if it is no run's log."""
+    """out/RUN -> {"name", "arm", "header", "steps" and "vals": records of the log, "diverged": the
+    step of a last validation that was not finite, "went_on": what changed when it was resumed,
+    "missing": the first step whose line the log should have}. InputError if it is no run's log."""
     path = Path(folder) / "log.jsonl"
     if not path.is_file():
         raise InputError(f"{folder}: no log.jsonl there, not a run")
-    header, *records = read_log(path)[0] or [{}]
+    header, *records = read_log(path) or [{}]
     if not {"arm", "params", "data", "config"} <= header.keys():
         raise InputError(f"{path}: no header, not a run's log")
     config = asdict(Config()) | modernise(header["config"])
@@ -72,9 +72,15 @@ def read_run(folder):
         if key not in went_on:
             wanted = range(config[key], last + 1, config[key])
             missing |= {*wanted} - {r.get("step") for r in there}
-    return {"name": str(folder), "header": header | {"config": config}, "vals": vals,
-            "steps": steps, "went_on": went_on, "missing": min(missing, default=None),
+    return {"name": str(folder), "arm": plain_arm(header["arm"]),
+            "header": header | {"config": config}, "steps": steps, "vals": vals,
+            "went_on": went_on, "missing": min(missing, default=None),
             "diverged": scored[-1].get("step") if scored and scored[-1] not in vals else None}
+
+
+def arms_of(runs):
+    """The arms of some runs, each once, in order."""
+    return list(dict.fromkeys(run["arm"] for run in runs))
 
 
 def find_runs(paths, notes):
@@ -139,8 +145,7 @@ def settings(run, free=()):
     """All that must be equal in runs that are compared, but for the keys `free`."""
     kept = {key: value for key, value in run["header"]["config"].items()
             if key not in {*ARM_KEYS, *NO_ARM, *free}}
-    # a run that was extended after its end had its rate fall twice
-    return kept | {"data": run["header"]["data"], "extended": run["header"].get("extended")}
+    return kept | {"data": run["header"]["data"]}
 
 
 def difference(a, b, free=()):
@@ -154,7 +159,7 @@ def drop_clashes(runs, notes):
     """Runs of equal settings -> those that fit together; why the others do not goes to `notes`."""
     first, kept = {}, []  # first: {what must be equal: (the first run, its value)}
     for i, run in enumerate(runs):
-        config, arm = run["header"]["config"], arm_of(run)
+        config, arm = run["header"]["config"], run["arm"]
         keys = str([(key, config[key]) for key in sorted(config.keys() - NO_ARM)])
         # with --by=batch_size every size has batches of its own
         batches = tuple(config[key] for key in ("seed", "block_size", "batch_size",
@@ -180,8 +185,7 @@ def drop_clashes(runs, notes):
 
 def refuse_unmatched(runs, free=()):
     """InputError if runs differ in more than arm, seed and the keys `free`, or clash."""
-    notes = [f"not comparable: {difference(runs[0], run, free)}" for run in runs
-             if difference(runs[0], run, free)]
+    notes = [f"not comparable: {why}" for run in runs if (why := difference(runs[0], run, free))]
     drop_clashes(runs, notes)
     if notes:
         raise InputError(notes[0].removeprefix("left out: "))
@@ -208,22 +212,22 @@ def select(runs, baseline, free, notes):
     """The largest set of comparable runs, and those that differ from it in HORIZON alone: (a list
     of tables, the baseline). What is left out goes to `notes`."""
     groups, tables = {}, []
-    runs = sorted(runs, key=lambda run: (arm_of(run) != baseline, order(run)))
+    runs = sorted(runs, key=lambda run: (run["arm"] != baseline, order(run)))
     for run in runs:  # the baseline's first: of two that clash the first one stays
         groups.setdefault(json.dumps(settings(run, free), sort_keys=True), []).append(run)
     groups = sorted((drop_clashes(group, notes) for group in groups.values()), key=lambda group: (
-        bool(baseline) and baseline not in map(arm_of, group), -len(group),
+        bool(baseline) and baseline not in arms_of(group), -len(group),
         -group[0]["header"]["config"]["max_steps"]))
-    main, arms = groups[0][0], list(map(arm_of, groups[0]))
+    main, arms = groups[0][0], arms_of(groups[0])
     baseline = baseline or ("bpe_tied" if "bpe_tied" in arms else arms[0])
     if baseline not in arms:
-        there = ", ".join(dict.fromkeys(map(arm_of, runs)))
+        there = ", ".join(arms_of(runs))
         raise InputError(f"--baseline={baseline}: no finished run of that arm (there are {there})")
     for group in groups:
         why = f"no run of {baseline} beside it"
-        if difference(main, group[0], {*free, *HORIZON}):
-            why = f"not comparable: {difference(main, group[0], free)}"
-        elif baseline in map(arm_of, group):
+        if differs := difference(main, group[0], {*free, *HORIZON}):
+            why = f"not comparable: {differs}"
+        elif baseline in arms_of(group):
             tables.append(as_table(group, notes))
             continue
         others = f" and {len(group) - 1} more" if len(group) > 1 else ""
@@ -232,9 +236,7 @@ def select(runs, baseline, free, notes):
 
 
 def seen_groups(arrays):
-    """An eval.npz by the groups of SEEN: {group: (nats per token, share of tokens)}, or None."""
-    if "seen_nats" not in arrays:
-        return None
+    """An eval.npz by the groups of SEEN: {group: (nats per token, share of tokens)}."""
     nats, tokens = (np.add.reduceat(np.pad(arrays[f"seen_{key}"].astype(float), (0, 64)),
                                     list(SEEN.values())) for key in ("nats", "tokens"))
     return dict(zip(SEEN, zip(nats / np.maximum(tokens, 1), tokens / tokens.sum())))
@@ -247,7 +249,7 @@ def as_table(runs, notes):
     import pandas as pd  # takes half a second, which --help need not wait for
     scored = [read_evaluation(run) for run in runs]
     table = pd.DataFrame([{
-        "arm": arm_of(run), "seed": run["header"]["config"]["seed"], "name": run["name"],
+        "arm": run["arm"], "seed": run["header"]["config"]["seed"], "name": run["name"],
         "kind": "own head" if run["header"]["config"]["head"] == "table" else "input's head",
         "loss": run["vals"][-1]["val_loss"], "bpb": run["vals"][-1].get("val_bpb"), "run": run,
         "asked": run.get("asked", 0), "bootstrap": None, "seen": None} for run in runs])

@@ -84,16 +84,14 @@ def load_model(run, device="cpu"):
 
 
 def read_log(path):
-    """log.jsonl -> (its records, how many lines were dropped): a kill can leave half a line. A
-    record is a dict with a step, or the header."""
-    lines = Path(path).read_bytes().splitlines()
+    """log.jsonl -> its records, dicts with a step, or the header; a kill can leave half a line."""
     records = []
-    for line in lines:
+    for line in Path(path).read_bytes().splitlines():
         with suppress(ValueError):
             record = json.loads(line)
             if isinstance(record, dict) and isinstance(record.get("step", 0), int):
                 records.append(record)
-    return records, len(lines) - len(records)
+    return records
 
 
 def hold_lock(path):
@@ -151,7 +149,7 @@ class RunFolder:
         except DAMAGE as error:
             raise InputError(f"{self.path}/ckpt.pt does not hold together "
                              f"({type(error).__name__}: {error})") from None
-        for record in read_log(self.path / "log.jsonl")[0]:
+        for record in read_log(self.path / "log.jsonl"):
             # a run that was killed may have logged steps after its checkpoint, and a resume at it
             last = step - 1 if "went_on_with" in record else step
             if record.get("step", 0) <= last:

@@ -17,25 +17,14 @@ def student_interval(mean, error, degrees):
 
 
 def summary(values):
-    """Numbers, one per seed -> {"mean", "sd", "n", "interval"}; sample sd and 95 % Student
-    interval are None for one seed."""
+    """Numbers, one per seed -> {"mean", "sd", "n", "interval", "p", "per_seed"}; the sample sd,
+    Student's 95 % interval and two-sided p-value are None for one seed."""
     values = [float(value) for value in values]
-    n, mean, sd, interval = len(values), statistics.fmean(values), None, None
+    n, mean, sd, interval, p = len(values), statistics.fmean(values), None, None, None
     if n > 1:
         sd = statistics.stdev(values)
-        interval, _ = student_interval(mean, sd / math.sqrt(n), n - 1)
-    return {"mean": mean, "sd": sd, "n": n, "interval": interval}
-
-
-def own_p(s):
-    """The two-sided p-value of a summary's mean by Student's distribution."""
-    return student_interval(s["mean"], s["sd"] / math.sqrt(s["n"]), s["n"] - 1)[1]
-
-
-def spread(values):
-    """One value per seed (n,) -> {"mean", "sd", "per_seed"}; sd is None for one seed."""
-    values = [float(value) for value in values]
-    return {key: summary(values)[key] for key in ("mean", "sd")} | {"per_seed": values}
+        interval, p = student_interval(mean, sd / math.sqrt(n), n - 1)
+    return {"mean": mean, "sd": sd, "n": n, "interval": interval, "p": p, "per_seed": values}
 
 
 def residual_deviations(table):
@@ -174,11 +163,10 @@ def paired(table, arm, base, deviations):
     one_seed = n == 1 and documents[0] and (not degrees or np.ptp(documents[0]) > np.ptp(pooled[0]))
     (interval, p), rests_on = (documents, "documents") if one_seed else (pooled, "seeds")
     pair = {"arm": arm, "base": base, "seeds": both["seed"].tolist(), "gap": gap,
-            "pooled": pooled[0], "documents": documents[0], "degrees": degrees or None,
+            "pooled": pooled[0], "documents": documents[0],
             "interval": interval, "p": p, "rests_on": rests_on if interval else None,
             "percent": summary(100 * (both["loss"] / both["loss_base"] - 1)),
             "speedup": summary(map(speedup, both["run"], both["run_base"])),
-            "ppl_ratio": summary(np.exp(gaps)),
             "asked": int(both[["asked", "asked_base"]].to_numpy().min())}
     return pair | {"verdict": verdict(pair, p)}
 

@@ -51,7 +51,7 @@ def arm_table(result):
             f"{start['mean']:.3g} -> {end['mean']:.3g}" if start and end else "-",
             "-" if a["update_ratio"] is None else f"{a['update_ratio']:.2g}"])
     columns = ["arm", "seeds", "input params", "in use", "head", "total", "loss (nats)",
-               "perplexity", "bits/byte", "learning rate", "tuned", "rms(e)", "update ratio"]
+               "perplexity", "bits/byte", "setting", "tuned", "rms(e)", "update ratio"]
     return markdown_table(columns, rows)
 
 
@@ -102,6 +102,6 @@ def save_results(out, page, result, figure):
 
 
 def refuse_folder(out):
-    """InputError if --out is a folder, but for one of runs, which its page stands beside."""
+    """InputError if --out is a folder, unless runs are in it: their page stands beside it."""
     if not os.path.basename(out) or (os.path.isdir(out) and not any(Path(out).glob("*/log.jsonl"))):
         raise InputError(f"--out={out} is a folder; give a name without ending, like results/mine")

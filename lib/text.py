@@ -3,7 +3,6 @@
 .txt and .md are cut into documents; .jsonl, .json, .csv, .tsv and .parquet have one in each row.
 """
 import ast
-import contextlib
 import csv
 import glob
 import hashlib
@@ -26,12 +25,12 @@ import numpy as np
 from tqdm import tqdm
 
 from lib import tokenizer
-from lib.errors import InputError
+from lib.errors import InputError, one_line
 from lib.unicode_tokenizer import CPUS, END_OF_TEXT
 
 BATCH = 4_000_000  # characters that are encoded at a time
 PIECE = 10_000     # characters; a text file is cut into documents of at least this
-CHUNK = 1_000_000  # characters of a text file that are read at a time, at most
+CHUNK = 1_000_000  # a text file is read by as many whole lines as have these characters
 KNOWN = ".txt, .md, .jsonl, .json, .csv, .tsv, each also .gz or .zst, and .parquet"
 KIND = re.compile(r"\.(parquet$|txt|md|jsonl|json|csv|tsv)(?:\.(gz|zst))?$", re.IGNORECASE)
 
@@ -282,25 +281,17 @@ HUB = {"fineweb-edu": ("HuggingFaceFW/fineweb-edu", "sample-10BT"),
        "cosmopedia": ("HuggingFaceTB/cosmopedia", "web_samples_v2")}
 
 
-@contextlib.contextmanager
-def one_line(repo):
-    """Whatever the Hub's clients raise, after trying again, becomes an OSError of one line."""
-    try:
-        yield
-    except Exception as error:  # their own, httpx's, pyarrow's, ours ...
-        raise OSError(f"cannot stream {repo} ({type(error).__name__}: {error})") from error
-
-
 def stream(repo, config, split="train", column="text", revision=None, name=None, share=1.0):
     """A dataset of the Hub, streamed -> Source. `datasets` says which files a split has; its own
     iterator is not used, as it would read a file from its start again to go on within it."""
     from huggingface_hub import HfApi, HfFileSystem
-    with one_line(repo):
+    says = f"cannot stream {repo}"
+    with one_line(says):
         sha = HfApi().dataset_info(repo, revision=revision).sha
 
     def rows(position):
         import datasets
-        with one_line(repo):
+        with one_line(says):
             builder = datasets.load_dataset_builder(repo, config, revision=position["revision"])
             paths = builder.config.data_files
             if split not in paths:

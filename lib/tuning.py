@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lib.config import ARM_KEYS
 from lib.errors import InputError
-from lib.results import BITS, HORIZON, arm_of, difference, settings, unfinished
+from lib.results import BITS, HORIZON, difference, plain_arm, settings, unfinished
 
 # What a grid may vary, with the value of who says nothing.
 KEYS = {"learning_rate": None, "min_lr": None, "embed_lr_mult": 1.0, "embed_std": 0.0,
@@ -40,12 +40,6 @@ def arm_keys(run):
     return {key: config[key] for key in ARM_KEYS if key not in (*KEYS, *BITS)}
 
 
-def untuned_name(run):
-    """A run's arm without its tuned keys: lowrank,rank=32,embed_lr_mult=4 -> lowrank,rank=32."""
-    base, *options = arm_of(run).split(",")
-    return ",".join([base, *(o for o in options if o.split("=")[0] not in KEYS)])
-
-
 def grid_point(run):
     """A tuning run as a point of its grid; r is None where nothing is trained, val_loss if it
     diverged; "again" is for losses on other seeds."""
@@ -70,9 +64,9 @@ def choose(runs, default=None):
             raise InputError(f"{run['name']}: {unfinished(run)}")
         if differs := difference(runs[0], run, KEYS):
             raise InputError(f"not one grid: {differs}")
-        seed, point, arm = run["header"]["config"]["seed"], grid_point(run), untuned_name(run)
-        grid, at = grids.setdefault(arm, {}), tuple(setting(point).values())
-        keys[arm] = arm_keys(run)
+        seed, point = run["header"]["config"]["seed"], grid_point(run)
+        arm, at = plain_arm(run["arm"], KEYS), tuple(setting(point).values())
+        grid, keys[arm] = grids.setdefault(arm, {}), arm_keys(run)
         if seed == seeds[0] and at not in grid:
             grid[at] = point
         elif at not in grid:
@@ -92,7 +86,8 @@ def choose(runs, default=None):
             raise InputError(f"every run of {arm} diverged: its grid chooses nothing")
         best = grid[min(means, key=means.get)]
         arms[base if bases.count(base) == 1 else arm] = {
-            "arm": arm, "keys": keys[arm], "best": best, "edges": edges(grid, best), "grid": grid}
+            "arm": arm, "keys": keys[arm], "best": best, "edges": edges(grid, best),
+            "grid": grid}
     return {"seeds": seeds, "steps": runs[0]["header"]["config"]["max_steps"], "default": default,
             "settings": settings(runs[0], KEYS), "arms": arms}
 
@@ -152,7 +147,7 @@ def tuned_name(run, table):
     """What a run is called in a tuned comparison, and how its setting was come by: (name, how).
     how is "tuned", "default", "usual" (the chosen learning rate, all else untuned), "as ARM"
     (of its family) or "not tuned". (None, why) for a run of a tuned arm at none of these."""
-    full, mine = untuned_name(run), setting(run["header"]["config"])
+    full, mine = plain_arm(run["arm"], KEYS), setting(run["header"]["config"])
     at_default = mine == table["default"]
     for name, row in table["arms"].items():  # bpe_untied_fast can be the tuned bpe_untied
         if (mine, arm_keys(run)) == (setting(row["best"]), row["keys"]):
@@ -184,7 +179,7 @@ def name_runs(runs, tuning, notes):
             notes.append(f"left out: {r['name']}: {how}")
         else:
             kept.append(r | {"arm": name, "how": how, "tried": tried.get(name),
-                             "was": untuned_name(r)})
+                             "was": plain_arm(r["arm"], KEYS)})
     if not kept:
         raise InputError(f"none of these runs can be compared: {notes[-1]}")
     notes += [f"{name}'s setting lies at an edge of its grid: {describe_edges(row['edges'])}"

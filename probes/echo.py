@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from lib.plots import panels
-from lib.stats import crossed_interval, spread
+from lib.stats import crossed_interval, summary
 from lib.tables import markdown_table
 from probes.shared import (PROMPTS, draw_points, hidden, interval, measure_models, paired,
                            read_rows, save)
@@ -54,7 +54,7 @@ def aggregate(found):
         values = np.array([nats[kind] for nats in seeds.values()])  # (seeds, prompts)
         gaps = paired(seeds, first, kind)
         has_gap = seeds is not first and len(gaps)
-        echoes[arm][kind] = spread(values.mean(1)) | {
+        echoes[arm][kind] = summary(values.mean(1)) | {
             "interval": crossed_interval(values), "share": float((values.mean(0) > 0).mean()),
             "gap": gaps.mean() if has_gap else None,
             "gap_interval": crossed_interval(gaps) if has_gap else None}

@@ -71,14 +71,14 @@ def study(model, tok, rows):
 
 def aggregate(found):
     """{arm: {seed: {level: [L, M, S] of each stage}}} -> {arm: {stage: {level: {"overall": the mean
-    over seeds, "sd": None for one seed, "per_seed"}}}}."""
+    over seeds, "sd": None for one seed}}}}."""
     means = {arm: {stage: {} for stage in STAGES} for arm in found}
     for arm, seeds in found.items():
         for level in next(iter(seeds.values())):
             values = np.array([of_seed[level] for of_seed in seeds.values()])  # (seeds, stages, 3)
             for stage, lms in zip(STAGES, values.swapaxes(0, 1)):
                 means[arm][stage][level] = {
-                    "overall": lms.mean(0).tolist(), "per_seed": lms.tolist(),
+                    "overall": lms.mean(0).tolist(),
                     "sd": lms.std(0, ddof=1).tolist() if len(lms) > 1 else None}
     return means
 

@@ -1,7 +1,7 @@
 """How far does the mean row norm of the input's weights drift from the first validation to the
 last?"""
 from lib.plots import draw_curves, panels
-from lib.stats import spread
+from lib.stats import summary
 from lib.tables import markdown_table, pm
 from probes.shared import by_arm, read_logs, save
 
@@ -22,7 +22,7 @@ def main(args):
             rows.append([arm, len(seeds), "no weights", "-", "-"])
             continue
         start, end = norms.iloc[0], norms.iloc[-1]
-        drifts[arm] = {"start": spread(start), "end": spread(end), "drift": spread(end / start)}
+        drifts[arm] = {"start": summary(start), "end": summary(end), "drift": summary(end / start)}
         rows.append([arm, len(seeds), *(pm(numbers, 3) for numbers in drifts[arm].values())])
         draw_curves(ax, arm, norms / start)
     ax.set(xlabel="training step", ylabel="input norm / its start",

@@ -3,12 +3,11 @@ token out of tokenizer.json. A folder, or OWNER/NAME of the Hub."""
 import json
 import os
 import struct
-from contextlib import contextmanager
 
 import torch
 from tqdm import trange
 
-from lib.errors import InputError
+from lib.errors import one_line
 from lib.tokenizer import hf_token_bytes
 
 # What the input table is called, the likelier name first. "shared" is T5's, "emb" RWKV's.
@@ -22,11 +21,11 @@ PIECE = 2**26  # bytes that are asked for at once
 
 def open_file(model, name):
     """A model's file, or the file that `model` itself is; of the Hub only what is read is fetched.
-    FileNotFoundError if it is not there, InputError if there is no such model."""
+    FileNotFoundError if it is not there, ValueError if there is no such model."""
     if os.path.exists(model):
         return open(os.path.join(model, name) if os.path.isdir(model) else model, "rb")
     if model.count("/") != 1 or os.path.isdir(os.path.dirname(model)):
-        raise InputError(f"{model}: no such folder, and not OWNER/NAME of the Hub")
+        raise ValueError("no such folder, and not OWNER/NAME of the Hub")
     from huggingface_hub import HfFileSystem  # takes a second, which other probes need not wait for
     return HfFileSystem().open(f"{model}/{name}", cache_type="none")
 
@@ -42,9 +41,9 @@ def read_bytes(file, start, end):
     return data
 
 
-def choose_tensor(model, names, wanted):
+def choose_tensor(names, wanted):
     """Which tensor is the input table: `wanted`, or the one with the likeliest name, the shortest
-    of several (some models have copies deeper inside). InputError lists what there is."""
+    of several (some models have copies deeper inside). ValueError lists what there is."""
     if wanted in names:
         return wanted
     for ending in EMBEDDINGS if wanted is None else ():
@@ -52,35 +51,23 @@ def choose_tensor(model, names, wanted):
         if fitting:
             return min(fitting, key=len)
     likely = sorted(names, key=lambda n: ("emb" not in n and "wte" not in n, len(n), n))
-    raise InputError(f"{model}: no input table found; --tensor=NAME chooses among its "
-                     f"{len(names)} tensors: {', '.join(likely[:12])}")
-
-
-@contextmanager
-def refusing(model, what):
-    """Whatever is wrong with a model, or on the way to it, is an InputError."""
-    try:
-        yield
-    except InputError:
-        raise
-    except Exception as error:  # those of the network library have no name in common
-        raise InputError(f"{model}: no {what} that can be read here "
-                         f"({type(error).__name__}: {error})") from None
+    raise ValueError(f"no input table found; --tensor=NAME chooses among its {len(names)} tensors: "
+                     f"{', '.join(likely[:12])}")
 
 
 def read_embedding(model, wanted=None):
     """The input-embedding table of a safetensors model, in its own dtype: (its name, (V, d)).
-    Reads the header and the table, nothing else. InputError if that cannot be.
+    Reads the header and the table, nothing else. OSError if that cannot be.
 
     A safetensors file is 8 bytes of header length, a JSON header {tensor: {dtype, shape,
     data_offsets}}, the tensors' bytes; an index of several files is {"weight_map": {tensor: file}}.
     """
-    with refusing(model, "embedding"):
+    with one_line(f"{model}: no embedding that can be read here"):
         file_name = "model.safetensors"
         try:
             with open_file(model, "model.safetensors.index.json") as index:
                 weight_map = json.load(index)["weight_map"]
-            wanted = choose_tensor(model, list(weight_map), wanted)
+            wanted = choose_tensor(list(weight_map), wanted)
             file_name = os.path.basename(weight_map[wanted])
         except FileNotFoundError:
             pass
@@ -88,7 +75,7 @@ def read_embedding(model, wanted=None):
             size, = struct.unpack("<Q", read_bytes(file, 0, 8))
             header = json.loads(read_bytes(file, 8, 8 + size))
             header.pop("__metadata__", None)
-            name = choose_tensor(model, list(header), wanted)
+            name = choose_tensor(list(header), wanted)
             dtype, (rows, width) = DTYPES[header[name]["dtype"]], header[name]["shape"]
             start, end = header[name]["data_offsets"]
             if start < 0 or end - start != rows * width * dtype.itemsize:
@@ -99,5 +86,6 @@ def read_embedding(model, wanted=None):
 
 def read_vocabulary(model):
     """The bytes of every id of a model's tokenizer.json, or that file: b"" for ids it lacks."""
-    with refusing(model, "vocabulary"), open_file(model, "tokenizer.json") as file:
+    says = f"{model}: no vocabulary that can be read here"
+    with one_line(says), open_file(model, "tokenizer.json") as file:
         return hf_token_bytes(json.load(file))

@@ -6,7 +6,7 @@ import numpy as np
 import torch.nn.functional as F
 
 from lib.plots import draw_bars, panels
-from lib.stats import crossed_interval, share_interval, spread
+from lib.stats import crossed_interval, share_interval, summary
 from lib.tables import markdown_table
 from probes.shared import PROMPTS, hidden, interval, measure_models, paired, read_rows, save
 
@@ -43,7 +43,7 @@ def aggregate(results):
     for (arm, seeds), metric in itertools.product(results.items(), METRICS):
         values = np.array([measured[metric] for measured in seeds.values()])  # (seeds, pairs)
         of_mean = share_interval if metric == "top1_matches" else crossed_interval
-        arms[arm]["overall"][metric] = spread(values.mean(1)) | {
+        arms[arm]["overall"][metric] = summary(values.mean(1)) | {
             "median": float(np.median(values, 1).mean()), "interval": of_mean(values)}
     for a, b in itertools.combinations(results, 2):
         kept, kl = (paired(results[a], results[b], metric)
@@ -85,18 +85,14 @@ def main(args):
 def draw(found):
     """The picture: three of the metrics, a point an arm, each axis from its natural end."""
     figure, axes = panels(3, 4.5, 5)
-    best = []
     for ax, (metric, label) in zip(axes, METRICS.items()):
         scale, top = {"top1_matches": (100, 100), "kl_clean_to_typo": (1, None)}.get(metric, (1, 1))
-        means = {}
         for arm, groups in found["arms"].items():
-            means[arm] = groups["overall"][metric]["mean"]
-            low, high = groups["overall"][metric]["interval"]
-            draw_bars(ax, arm, [arm], scale * np.array([[means[arm]], [low], [high]]), "")
-        best.append(f"{(max if top else min)(means, key=means.get)} by {label.split(' (')[0]}")
+            mean, (low, high) = (groups["overall"][metric][key] for key in ("mean", "interval"))
+            draw_bars(ax, arm, [arm], scale * np.array([[mean], [low], [high]]), "")
         ax.set(ylim=(0, top), ylabel=f"mean {label}", xmargin=0.2,
                title="higher is better" if top else "lower is better")
-        ax.set_xticks(range(len(means)), means, rotation=35, ha="right")
+        ax.set_xticks(range(len(found["arms"])), found["arms"], rotation=35, ha="right")
     figure.suptitle(f"One misspelled word, {found['pairs']} prompt pairs; bars: 95 % over pairs "
-                    f"and seeds\nBest: {', '.join(best)}", fontsize=10)
+                    "and seeds", fontsize=10)
     return figure

@@ -15,7 +15,7 @@ from lib.config import ROOT
 from lib.errors import InputError
 from lib.plots import draw_bars
 from lib.provenance import describe_machine
-from lib.results import arm_of, order, read_run, refuse_unmatched
+from lib.results import order, plain_arm, read_run, refuse_unmatched
 from lib.run_folder import load_checkpoint, load_model
 from lib.tables import save_results
 from lib.tuning import KEYS, name_runs, read_tuning
@@ -43,7 +43,7 @@ def by_arm(runs, measure):
     """{arm: {seed: measure(run)}}, in the runs' order."""
     found = {}
     for run in runs:
-        found.setdefault(arm_of(run), {})[run["header"]["config"]["seed"]] = measure(run)
+        found.setdefault(run["arm"], {})[run["header"]["config"]["seed"]] = measure(run)
     return found
 
 
@@ -66,7 +66,8 @@ def measure_models(args, rows, measure):
         checkpoint = load_checkpoint(path)
         config = checkpoint["config"]
         header = {"arm": config.pop("arm"), "data": config.pop("data", None), "config": config}
-        runs.append({"name": str(path), "step": checkpoint["step"], "steps": [], "header": header})
+        runs.append({"name": str(path), "arm": plain_arm(header["arm"]), "header": header,
+                     "step": checkpoint["step"], "steps": []})
     runs = comparable(runs, args.tuned)
     with torch.no_grad(), tqdm(desc=f"{len(runs)} runs", total=len(runs) * len(rows)) as bar:
         def measured(run):
@@ -176,7 +177,7 @@ def save(args, text, result, figure, runs=()):
     if runs:
         names = ", ".join(f"{Path(run['name']).name} (step {run['step']:,})" for run in runs)
         text = [*text, f"Runs: {names}."]
-        result = {"runs": [{"run": run["name"], "arm": arm_of(run), "step": run["step"],
+        result = {"runs": [{"run": run["name"], "arm": run["arm"], "step": run["step"],
                             "seed": run["header"]["config"]["seed"]} for run in runs]} | result
     print(*text, sep="\n\n")
     picture = [f"![{args.probe}]({name}.png)"] if figure else []

@@ -6,7 +6,7 @@ import numpy as np
 
 from lib.errors import InputError
 from lib.plots import panels
-from lib.results import arm_of, read_evaluation
+from lib.results import read_evaluation
 from lib.stats import summary
 from lib.tables import bracket, markdown_table, pm
 from lib.tokenizer import END_OF_TEXT
@@ -42,7 +42,7 @@ def aggregate(runs):
     which both have the same tokens there (at another P other codes are shared); None for none.
     Groups without tokens are left out."""
     import pandas as pd  # takes half a second, which --help need not wait for
-    rows = [(arm_of(run), run["header"]["config"]["seed"], *group)
+    rows = [(run["arm"], run["header"]["config"]["seed"], *group)
             for run in runs for group in read_groups(run)]
     table = pd.DataFrame(rows, columns=["arm", "seed", "grouping", "group", "nats", "tokens"])
     table = table.groupby(["arm", "seed", "grouping", "group"], sort=False).sum().reset_index()

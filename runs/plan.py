@@ -15,13 +15,13 @@ An arm's grid: the runs of the same config file in tuning/ beside the run, or el
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 from lib.config import ROOT
+from lib.distributed import stop_signals
 from lib.errors import InputError, Parser, run
 from lib.results import find_runs, read_run, read_tsv, unfinished
 from lib.tuning import AXES, KEYS, beyond, choose
@@ -63,8 +63,8 @@ class Plan:
                 return WAITS
             runs = [read_run(self.folder / other["name"]) for other in grid if self.done(other)]
             (arm,) = choose(runs)["arms"].values()
-            ranked = [point for point in arm["grid"] if point["val_loss"] is not None]
-            ranked.sort(key=lambda point: point["val_loss"])
+            ranked = sorted((point for point in arm["grid"] if point["val_loss"] is not None),
+                            key=lambda point: point["val_loss"])
             points = {"tuned": arm["best"]} | dict(zip(("best", "second"), ranked))
             points |= {f"beyond {axis}": beyond(arm["grid"], ranked[0], axis) for axis in AXES}
             if not (point := points[rule]):
@@ -94,9 +94,7 @@ def work(plan, rows, jobs, given):
     """Run the rows, `jobs` at a time, in their order as far as they need not wait. Returns how many
     failed. SIGTERM and Ctrl-C stop the runs, which save first."""
     Path("out").mkdir(exist_ok=True)
-    running, failed, stop = {}, 0, []
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.append(1))
+    running, failed, stop, told = {}, 0, stop_signals(), False
     env = os.environ | {"OMP_NUM_THREADS": "1"}  # runs go side by side, a core each
     rest = [row for row in rows if not plan.done(row)]
     while True:
@@ -115,9 +113,9 @@ def work(plan, rows, jobs, given):
             running[child] = row, out
         if not running:
             return failed
-        if stop == [1]:
+        if stop and not told:
             print("stopping: the runs save first; the same command goes on", flush=True)
-            stop.append(2)
+            told = True
             for child in running:
                 child.terminate()
         time.sleep(0.2)

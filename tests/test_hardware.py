@@ -1,13 +1,16 @@
 """Hardware as it is described to the functions that choose; float16; too little memory."""
+import math
 import re
 import shutil
 
 import pytest
+import torch
 
 from conftest import config_of, error_line, series
+from lib import errors
 from lib.config import check
 from lib.errors import InputError
-from lib.hardware import GPUS, Hardware, parse_gpus
+from lib.hardware import GPUS, Hardware, parse_gpus, peak_flops
 from lib.run_folder import load_checkpoint, save_checkpoint
 from toy import Fork, before_steps, folder, same_state, train_in  # noqa: F401
 
@@ -109,6 +112,15 @@ def test_gradients_that_no_scale_makes_finite_stop_the_run(folder, train_in):
     assert run.wait() == 2 and "the gradient norm is not finite" in error_line(run.err)
 
 
+@pytest.mark.parametrize("name, flops", [
+    ("NVIDIA GeForce RTX 3060", 25.5e12), ("Tesla T4", 65e12), ("NVIDIA A100-SXM4-80GB", 312e12),
+    ("NVIDIA GeForce RTX 3060 Ti", math.inf), ("NVIDIA GeForce RTX 4090 Laptop GPU", math.inf),
+    ("NVIDIA T400 4GB", math.inf)])
+def test_a_gpu_is_known_by_its_whole_name(monkeypatch, name, flops):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
+    assert peak_flops(torch.device("cuda")) == flops
+
+
 # ---- out of memory -----------------------------------------------------------------------------
 
 @pytest.mark.parametrize("error", [
@@ -127,3 +139,15 @@ def test_a_run_that_is_out_of_memory_goes_on_with_smaller_batches(folder, capsys
     assert "out of memory with 4 sequences at once; half the --batch" in error_line(run.err)
     train_in("--batch_size=2", "--gradient_accumulation_steps=2")
     assert "step 1/6" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("error, said", [(MemoryError, "error: x\n"), (OSError, "error: x\n"),
+                                         (InputError, "")])
+def test_every_rank_says_what_is_its_own(capsys, monkeypatch, error, said):
+    """Memory and disk are a rank's own; what is asked wrongly, one rank of a machine says."""
+    def main():
+        raise error("x")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    with pytest.raises(SystemExit, match="2"):
+        errors.run(main)
+    assert capsys.readouterr().err == said
