@@ -201,7 +201,7 @@ def check(config, world, hardware=None):
     mine = config.sequences // world
     if config.sequences % world or mine % min(config.batch_size, mine):
         raise InputError(f"{config.sequences} sequences a step (batch_size * gradient_accumulation_"
-                         f"steps) cannot be dealt evenly to {world} ranks, batch_size at once")
+                         f"steps) on {world} ranks: each needs as many, a multiple of batch_size")
     known = {"device": ("cuda", "cpu", "mps"), "dtype": ("bfloat16", "float16", "float32"),
              "compile": ("True", "False")}
     for key, values in known.items():

@@ -147,7 +147,7 @@ def table_rows(table):
 
 def draw_gaps(ax, texts, baseline):
     """The final gap to the baseline against training tokens per vocabulary entry, of the arms run
-    at several (else of all); hollow from the second text on. How many entries the first has."""
+    at several (else of all); hollow from the second text on. Returns the first text's V."""
     import pandas as pd  # takes half a second, which --help need not wait for
     found, ends = [], []
     for text, horizons in enumerate(texts):

@@ -84,7 +84,7 @@ def plain_text(file):
         *documents, rest = split(rest + chunk)
         yield from (document.strip("\n") for document in documents)
         chunk = "".join(file.readlines(CHUNK))
-    # newlines after the rest make it long enough to be cut at its blank lines
+    # newlines at the end, or `cut` would leave the rest whole where it is short
     yield from (document.strip("\n") for document in split(rest + 4 * PIECE * "\n"))
 
 

@@ -52,7 +52,7 @@ def test_each_machine_gets_what_it_is_good_at(found, options, wanted):
     (Hardware(mps=True), "--device=mps --compile=True", 1, "--compile=False"),
     (Hardware(mps=True), "--device=mps", 2, "only one process"),
     (gpus("P100", 1), "--compile=True", 1, "--compile=False"),
-    (gpus("A100", 2), "--batch_size=3 --gradient_accumulation_steps=1", 2, "dealt evenly"),
+    (gpus("A100", 2), "--batch_size=3 --gradient_accumulation_steps=1", 2, "each needs as many"),
     (gpus("T4", 2), "", 4, "4 ranks on this machine, but 2 GPUs")])
 def test_what_the_hardware_has_not_is_one_line(monkeypatch, found, options, world, says):
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(world))

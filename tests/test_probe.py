@@ -16,7 +16,6 @@ from pytest import approx
 import probe
 from conftest import build, config_of
 from lib import stats, tokenizer
-from lib.errors import InputError
 from lib.results import read_run
 from lib.run_folder import build_model, load_model, save_checkpoint
 from lib.tuning import UNTUNED, arm_keys
