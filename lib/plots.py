@@ -5,7 +5,7 @@ import numpy as np
 
 from lib.errors import write_atomic
 
-# Arms that the picture of sizes draws as lines.
+# Arms that the picture of sizes draws as lines, and that of gaps also with a single horizon.
 LINES = ("kron", "bpe_untied", "bpe_untied_usual", "bpe_tied", "bpe_tied_usual")
 
 # arm: (colour, marker, line), in the order of the tables. A family shares a marker; colours are
@@ -146,8 +146,8 @@ def table_rows(table):
 
 
 def draw_gaps(ax, texts, baseline):
-    """The final gap to the baseline against training tokens per vocabulary entry, of the arms run
-    at several (else of all); hollow from the second text on. Returns the first text's V."""
+    """The final gap to the baseline against training tokens per vocabulary entry, over the seeds of
+    all of an arm's horizons; hollow from the second text on. Returns the first text's V."""
     import pandas as pd  # takes half a second, which --help need not wait for
     found, ends = [], []
     for text, horizons in enumerate(texts):
@@ -160,15 +160,16 @@ def draw_gaps(ax, texts, baseline):
     found = pd.concat(found).dropna(subset="gap")
     lines = {key: line.pivot(index="seen", columns="seed", values="gap").dropna(axis=1)
              for key, line in found.groupby(["text", "arm", "size"])}
-    several = {key: line for key, line in lines.items() if line.shape[0] > 1 and line.size} or lines
-    for (text, arm, size), line in several.items():
+    shown = {key: line for key, line in lines.items()
+             if line.size and (len(line) > 1 or key[1] in (*LINES, "minimal"))} or lines
+    for (text, arm, size), line in shown.items():
         if not text or arm != baseline:
             end = draw_curves(ax, arm, line, mfc="white" if text else None)
             name = f"{arm}, V {size:,}" if text else arm
             ends.append((*end, name, look(arm)["color"]))
     ax.set(xlabel="training tokens per vocabulary entry",
            ylabel=f"loss - loss of {baseline} (nats per token)")
-    set_ticks(ax, {x for line in several.values() for x in line.index})
+    set_ticks(ax, {x for line in shown.values() for x in line.index})
     name_ends(ax, ends)
     return found["size"].iloc[0]
 
