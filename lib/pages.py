@@ -18,13 +18,11 @@ ABOUT = ("Gaps are in nats per token, paired by seed; below 0 the first arm is b
 def sections(tables, result, equal):
     """Titles, texts and tables of a comparison, (title, text, table or "") each."""
     planned, exploratory = result["planned"], result["exploratory"]
-    sds = [f"{v['sd']:.4f} nats ({kind}, {v['degrees']:.3g} degrees of freedom)"
-           for kind, v in result["deviations"].items()]
-    about = ABOUT + (f" Residual deviations: {', '.join(sds)}." if sds else "")
+    about = f"{ABOUT} {deviations(result)}"
     if planned:
         yield ("How to read the tables",
                f"{about} Verdicts are corrected (Holm) for {len(planned)} contrasts, intervals are "
-               "not. Known by each contrast's own seeds (Student, Holm): "
+               "not. Exploratory: known by each contrast's own seeds (Student, Holm) are "
                f"{own_seeds(planned)}.", "")
     for question, asked in group_by("question", planned).items():
         made = [c for c in asked if c["gap"]]
@@ -46,6 +44,14 @@ def sections(tables, result, equal):
     if exploratory:
         text = "Exploratory, and uncorrected." + ("" if planned else f" {about}")
         yield "Other contrasts", text, gap_table(exploratory)
+
+
+def deviations(result):
+    """The residual deviations of a comparison's kinds of arms, in words."""
+    kinds = {arm["kind"] for arm in result["arms"].values()}
+    sds = [f"{v['sd']:.4f} nats ({kind}, {v['degrees']:.3g} degrees of freedom)"
+           for kind, v in result["deviations"].items() if kind in kinds]
+    return f"Residual deviations: {', '.join(sds) or 'none'}."
 
 
 def own_seeds(planned):
@@ -147,10 +153,12 @@ def page(found, notes, name):
     for title, *section in sections(tables, result, equal):
         parts += [f"## {title}", *section]
     for other in found["others"]:
-        asked = [c for c in other["results"][0]["exploratory"] if c["question"]]
+        first = other["results"][0]
+        asked = [c for c in first["exploratory"] if c["question"]]
         parts += [f"## In {other['name']}",
-                  f"Exploratory. {setting_of(other['tables'][0]['run'].iloc[0])}",
-                  gap_table(asked) if asked else "", arm_table(other["results"][0]),
+                  f"Exploratory, and uncorrected. {deviations(first)} "
+                  + setting_of(other["tables"][0]["run"].iloc[0]),
+                  gap_table(asked) if asked else "", arm_table(first),
                   horizon_table(other["equal"]) if other["equal"] else ""]
     lacking, planned, which = found["lacking"]
     if lacking:
@@ -208,28 +216,32 @@ def so_far(c):
 
 
 def answers(table, result):
-    """For a README: the answer to the title in one line, which the first contrast decides, then a
-    table of the planned questions with their gaps in nats and 95 % intervals."""
+    """For a README: the answer to the title in one line, which the first contrast decides, with all
+    other planned contrasts of its arm; then a table of the planned questions with their gaps in
+    nats and 95 % intervals."""
     questions = group_by("question", result["planned"])
     if not 0 < len(questions) < 9:
         raise InputError("--answers: contrasts.tsv has one to eight confirmatory questions")
     asked, headers = next(iter(questions.values())), [run["header"] for run in table["run"]]
-    arm, ends, rows = asked[0]["arm"], [], []
-    level = [c for c in result["planned"] if "level" in c["verdict"] and c not in asked
-             and arm in (c["arm"], c["base"])]
-    for c in asked + level:
-        says = SAYS[c["verdict"][0]].format(abs(c["gap"]["mean"]) if c["gap"] else "")
-        ends.append(f"{says} {c['base'] if c['arm'] == arm else c['arm']}")
+    arm, ends, rows = asked[0]["arm"], {}, []  # ends: {how it ends: beside which arms}
+    for c in result["planned"]:
+        if arm in (c["arm"], c["base"]):
+            verdict = c["verdict"][0]
+            if arm == c["base"]:
+                verdict = {"lower": "higher", "higher": "lower"}.get(verdict, verdict)
+            says = SAYS[verdict].format(abs(c["gap"]["mean"]) if c["gap"] else "")
+            ends.setdefault(says, []).append(c["base"] if arm == c["arm"] else c["arm"])
+    first, *others = [f"{says} {' and '.join(arms)}" for says, arms in ends.items()]
     decided = all(c["gap"] and c["gap"]["n"] >= c["asked"] for c in asked)
     total = max(header["params"]["total"] for header in headers) / 1e6
     trained = result["arms"].get(arm, {"params": {}})["params"].get("in_use", "unknown")
     answer = (f"**{YES[asked[0]['verdict'][-1]] if decided else 'Not decided'}: {arm}, with "
-              f"{trained or 'no'} trained input parameters, ends {ends[0]}** "
+              f"{trained or 'no'} trained input parameters, ends {first}** "
               f"({total:.0f}M parameters, {headers[0]['config']['dataset']}, {result['steps']:,} "
               f"steps, {headers[0]['epochs']:.2g} epochs, seeds "
               f"{numbers(asked[0].get('seeds', []))}{max(map(so_far, asked), key=len)}).")
-    if ends[1:]:
-        answer += f" It ends {', '.join(ends[1:])}."
+    if others:
+        answer += f" It ends {', '.join(others)}."
     for question, asked in questions.items():
         words = [f"{contrast_name(c)}: {' and '.join(c['verdict'])}, {c['gap']['mean']:+.3f} "
                  + bracket(c["interval"], 3) + so_far(c) if c["gap"] else "not run" for c in asked]

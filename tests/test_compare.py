@@ -486,7 +486,7 @@ def test_the_page_of_a_plan(planned_runs, call):
     assert "Not run: wide - qr." in page
     assert re.search(r"kron - bpe_untied +\| 21 +\| (\+0\.1\S+ \[.*\]) +\| \1", page)
     assert "| 5 of 9  | qr (seed 21, 22, 23); wide-100, bpe_untied-100 (seed 23) |" in page
-    assert re.search(r"\(Student, Holm\): .*kron - bpe_untied_usual lower \(p 0.0", page)
+    assert re.search(r"\(Student, Holm\) are .*kron - bpe_untied_usual lower \(p 0.0", page)
     assert "planned and not compared: 5 of 10 runs" in page
     assert re.search(r"bpe_untied - bpe_untied in float32 .*-0.01", page)
 
