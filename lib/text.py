@@ -254,6 +254,8 @@ def nanogpt_ids(path, dtype):
 
 def adopt(source, folder, dtype):
     """Copy nanoGPT's train.bin and val.bin into a folder: (tokenizer, what meta.json says)."""
+    for name in ("train.bin", "val.bin"):
+        (source / name).stat()  # one that is missing is said before a vocabulary is fetched
     tok = nanogpt_tokenizer(source / "meta.pkl")
     width = np.array([len(raw) for raw in tok.spelled])
     width[tok.eot] = 0  # it separates documents and is no text
