@@ -164,7 +164,7 @@ def page(found, notes, name):
     if lacking:
         parts += ["## Planned and not reached",
                   f"{lacking} of {planned} runs, by item of results/PLAN.md.", which]
-    published = read_tsv(ROOT / "results", "published.tsv")
+    published = read_tsv(ROOT / "lib", "published.tsv")
     parts += ["## Published", markdown_table(published[0], map(dict.values, published)),
               "## What made these numbers", f"Every run: {setting_of(runs[0])}"]
     if tuning:
