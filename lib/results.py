@@ -23,8 +23,8 @@ NO_ARM = {*BITS, *SILENT}
 # Runs that differ in these alone are horizons of one comparison.
 HORIZON = ("max_steps", "warmup_steps")
 
-# The tables beside results, and their columns: the planned runs; the questions, exploratory where
-# the kind is not "confirmatory"; figures of the papers.
+# Tables with tabs, and their columns: the planned runs; the questions, exploratory where the kind
+# is not "confirmatory"; figures of the papers.
 COLUMNS = {"plan.tsv": ["item", "name", "arguments"],
            "contrasts.tsv": ["question", "arm", "base", "kind"],
            "published.tsv": ["what", "figure", "value"]}
