@@ -278,13 +278,13 @@ class KroneckerEmbedding(FixedCode):
         """Read the bytes of all ids anew, as after tokens were added; `num_embeddings` unset: into
         as many rows as there were. ValueError if the tokenizer has more ids."""
         from lib.tokenizer import token_bytes  # here, so that codes.py alone needs nothing of lib/
-        spelled = token_bytes(tokenizer)
-        count = num_embeddings or self.num_embeddings or len(spelled)
-        if count < len(spelled):
-            raise ValueError(f"{count} embeddings for a tokenizer of {len(spelled)} ids: set "
+        tokens = token_bytes(tokenizer)
+        count = num_embeddings or self.num_embeddings or len(tokens)
+        if count < len(tokens):
+            raise ValueError(f"{count} embeddings for a tokenizer of {len(tokens)} ids: set "
                              "num_embeddings, and give the head as many rows")
         self.num_embeddings, device = count, self.bytes.device
-        self.bytes, self.length = (x.to(device) for x in pack_bytes(spelled, count, self.pos_dim))
+        self.bytes, self.length = (x.to(device) for x in pack_bytes(tokens, count, self.pos_dim))
         if self.table is not None:
             self.table = self.code(torch.arange(count, device=device))
         return self
@@ -307,8 +307,8 @@ class KroneckerEmbedding(FixedCode):
 
     def rows(self, ids):
         """The rows of W that each id sums: (n,) -> (n, P); those from column L on do not count."""
-        spelled = self.bytes.index_select(0, ids).long()
-        return spelled * self.pos_dim + torch.arange(self.pos_dim, device=ids.device)
+        values = self.bytes.index_select(0, ids).long()
+        return values * self.pos_dim + torch.arange(self.pos_dim, device=ids.device)
 
     def present(self, ids):
         """Which of the P columns of `rows` count: (n,) -> (n, P) bool."""

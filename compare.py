@@ -24,8 +24,8 @@ import numpy as np
 from lib.config import compose, near, parse_value
 from lib.errors import InputError, Parser, run, write_atomic
 from lib.pages import answers, grid_table, not_reached, page, records, sections, whole_page
-from lib.results import (NO_ARM, SILENT, arms_of, difference, find_runs, finished_runs, order,
-                         provenance, read_tsv, select, settings)
+from lib.results import (NO_ARM, SILENT, arms_of, difference, find_runs, finished_runs,
+                         must_match, order, provenance, read_tsv, select)
 from lib.stats import holm, paired, residual_deviations, summary, verdict
 from lib.tables import refuse_folder, save_results
 from lib.tuning import KEYS, choose, describe_setting, find_tuning, name_runs, setting
@@ -35,7 +35,7 @@ def describe(group):
     """What an arm's runs, rows of a table, show on their own; None for what a run did not log."""
     runs, config = list(group["run"]), group["run"].iloc[0]["header"]["config"]
     later = [v for r in runs for v in r["vals"] if v["step"]]
-    updates = [v["input_speed"] for v in later if v.get("input_speed") is not None]
+    updates = [v["update_ratio"] for v in later if v.get("update_ratio") is not None]
 
     def all_of(found):
         return summary(found) if found and None not in found else None
@@ -113,7 +113,7 @@ def read_values(paths, key, base, notes):
         if key not in (known := config.keys() - {*SILENT}):
             raise InputError(f"--by={key}: not a key that decides a run's numbers"
                              + near(key, known))
-        equal = settings(r, moved) | {k: config[k] for k in config.keys() - {*NO_ARM, *moved}}
+        equal = must_match(r, moved) | {k: config[k] for k in config.keys() - {*NO_ARM, *moved}}
         groups.setdefault(json.dumps(equal, sort_keys=True), []).append(
             r | {"arm": f"{key}={config[key]}", "by": config[key]})
     group = max(groups.values(), key=lambda group: (len({r["by"] for r in group}), len(group)))

@@ -195,8 +195,8 @@ class TrigramEmbedding(BagEmbedding):
         self.scale = self.scale_of(torch.arange(num_embeddings, device="cpu"))
 
     def rows_of(self, raw):
-        spelled = [256, *raw, 256]
-        found = sorted(set(zip(spelled, spelled[1:], spelled[2:])))
+        padded = [256, *raw, 256]
+        found = sorted(set(zip(padded, padded[1:], padded[2:])))
         number = torch.tensor([(a * 257 + b) * 257 + c for a, b, c in found], dtype=torch.int64)
         rows = hash32(hash32(number).unsqueeze(-1) + torch.arange(self.hashes)) % self.code_width
         return rows.flatten().tolist()
@@ -359,8 +359,8 @@ class FrozenRandomEmbedding(FrozenEmbedding):
 
 class VisualEmbedding(FrozenEmbedding):
     """e(t) = PCA_d(x(t)) / |PCA_d(x(t))|, x(t) = `bitmap` of the token's text, 1,024 pixels: what
-    the look of a token is worth. Emergent semantics (Bochkov, arXiv 2507.04886), there in GNU
-    Unifont, here in DejaVu Sans, which matplotlib carries. Ids past the vocabulary are zero."""
+    the shapes of its letters are worth. Emergent semantics (Bochkov, arXiv 2507.04886), there in
+    GNU Unifont, here in DejaVu Sans, which matplotlib has. Ids past the vocabulary are zero."""
     arguments = ("token_bytes", "std")
 
     def __init__(self, num_embeddings, embedding_dim, token_bytes, std=None):
@@ -382,9 +382,9 @@ class VisualEmbedding(FrozenEmbedding):
 
 
 def bitmap(raw):
-    """A token's look, (32, 32) bool: each character at font size 32, centred in a 32 x 32 cell,
-    cells side by side, resized to 32 x 32, then True above half of the brightest. White space,
-    characters that the font lacks and bytes that are no UTF-8 are drawn as their hex digits."""
+    """A token as a picture, (32, 32) bool: each character at font size 32, centred in a 32 x 32
+    cell, cells side by side, resized to 32 x 32, then True above half of the brightest. White
+    space, characters that the font lacks and bytes that are no UTF-8 are drawn as hex digits."""
     from PIL import Image
     characters = ""
     for c in raw.decode("utf-8", errors="surrogateescape"):

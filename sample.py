@@ -26,7 +26,7 @@ from probes.echo import echo_nats, read_prompts
 from probes.shared import DEVICE
 
 OWN_WORDS = re.compile(r"\{([^{|}]+)\|([^{|}]+)\}")  # {odd|usual} in a prompt
-CARRIED = ROOT / "results" / "demo"  # the checkpoints that the repository carries
+DEMO = ROOT / "results" / "demo"  # the checkpoints that the repository carries
 
 EXPLAINED = """
 Each prompt has a misspelled or made-up word, and ends where it could be said again. Small models
@@ -58,7 +58,7 @@ def demo_runs():
             print("the newest pair under out/")
             return [pair["kron"], pair["learned"]]
     print("two checkpoints that come with the repository; your own are shown once out/ has some")
-    return [CARRIED / "kron.pt", CARRIED / "bpe_untied.pt"]
+    return [DEMO / "kron.pt", DEMO / "bpe_untied.pt"]
 
 
 def load_models(paths, device, quiet=False):

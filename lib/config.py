@@ -125,14 +125,6 @@ def read_config(path):
     return values
 
 
-def modernise(config):
-    """The config of an older log or checkpoint, with today's values."""
-    config = {key: value for key, value in config.items() if key != "wandb_log"}
-    if isinstance(config.get("head_bias"), bool):
-        config["head_bias"] = "zero" if config["head_bias"] else "none"
-    return config
-
-
 def parse_value(key, text):
     """The value of --key=text: the literal, or the text where it is none or the key is a str."""
     if TYPES.get(key) is not str:

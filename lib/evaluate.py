@@ -51,14 +51,14 @@ class InputWatch:
         self.before = self.embed(self.ids)
 
     def measure(self):
-        """{"input_norm", "input_rms": rms(e), "input_speed"}. The last is the update ratio since
+        """{"input_norm", "input_rms": rms(e), "update_ratio"}. The last is the update ratio since
         `remember`, rms(delta e) / rms(e), or None where that was not called."""
-        now, speed = self.embed(self.ids), None
+        now, ratio = self.embed(self.ids), None
         if self.before is not None:
-            speed = self.rms(now - self.before) / max(self.rms(self.before), 1e-30)
+            ratio = self.rms(now - self.before) / max(self.rms(self.before), 1e-30)
         self.before = None
         return {"input_norm": input_norm(self.model), "input_rms": self.rms(now),
-                "input_speed": speed}
+                "update_ratio": ratio}
 
 
 @torch.no_grad()

@@ -124,13 +124,13 @@ def dry_run(config, arm, count, name):
     micro = min(config.batch_size, mine)
     memory = {n: estimate_memory(model, config, n) / 1e9 for n in range(1, mine + 1)
               if mine % n == 0 or n == micro}
-    room = 0.95 * gpu.memory - 0.6  # a twentieth goes to fragments, 0.6 GB to CUDA itself
-    most = max((n for n in memory if memory[n] < room), default=None)
+    usable = 0.95 * gpu.memory - 0.6  # a twentieth goes to fragments, 0.6 GB to CUDA itself
+    most = max((n for n in memory if memory[n] < usable), default=None)
     advice = "nothing does"
     if most:
         advice = (f"at most --batch_size={most} "
                   f"--gradient_accumulation_steps={config.sequences // most}")
-    fits = "fits" if memory[micro] < room else "does not fit"
+    fits = "fits" if memory[micro] < usable else "does not fit"
     print(f"""\
 {arm}, seed {config.seed}, vocabulary {vocab_size:,} ({padded:,} with padding)
 parameters: {counts['total']:,} = {counts['input']:,} input + {counts['body']:,} body + \
@@ -141,4 +141,4 @@ compute: {flops:.3g} FLOPs, {least:,.2f} to {longest:,.2f} hours on {count} {nam
 {100 * gpu.reached[0]:.0f} to {100 * gpu.reached[1]:.0f} % of the peak, {gpu.flops:.3g} a second \
 each ({gpu.source})
 memory per GPU, {micro} sequences at once, {config.dtype}, eager (compiled it is less): \
-{memory[micro]:.2f} of {room:.1f} GB: {fits} ({advice})""")
+{memory[micro]:.2f} of {usable:.1f} GB: {fits} ({advice})""")

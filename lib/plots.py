@@ -43,7 +43,7 @@ ARMS = {
 }
 
 
-def look(arm):
+def arm_style(arm):
     """How an arm is drawn, {color, marker, ls}; one without a row in ARMS by its name's hash."""
     number = zlib.crc32(arm.encode())
     other = f"#{number & 0x9f9f9f:06x}", "Hd8|_1234"[(number >> 24) % 9], "-"
@@ -64,7 +64,7 @@ def panels(count, width, height=4.4, dpi=110):
 
 def draw_bars(ax, arm, x, points, line=None):
     """An arm's points, (middle, low, high) of n values each, at x; `line` in place of its own."""
-    style, (middle, low, high) = look(arm), points
+    style, (middle, low, high) = arm_style(arm), points
     style["ls"] = style["ls"] if line is None else line
     bars = np.maximum([np.subtract(middle, low), np.subtract(high, middle)], 0)
     ax.errorbar(x, middle, bars, capsize=2, lw=1.3, ms=6, label=arm, **style)
@@ -74,7 +74,7 @@ def draw_curves(ax, arm, curves, **style):
     """An arm's curves {seed: {x: value}}: the mean over seeds, with a band from the lowest to the
     highest. Its last point, (x, mean)."""
     import pandas as pd  # takes half a second, which --help need not wait for
-    values, style = pd.DataFrame(curves).sort_index(), look(arm) | style
+    values, style = pd.DataFrame(curves).sort_index(), arm_style(arm) | style
     mean = values.mean(axis=1)
     ax.plot(mean.index, mean, ms=5, lw=1.5, label=arm, **style)
     ax.fill_between(mean.index, values.min(axis=1), values.max(axis=1), color=style["color"],
@@ -166,7 +166,7 @@ def draw_gaps(ax, texts, baseline):
         if not text or arm != baseline:
             end = draw_curves(ax, arm, line, mfc="white" if text else None)
             name = f"{arm}, V {size:,}" if text else arm
-            ends.append((*end, name, look(arm)["color"]))
+            ends.append((*end, name, arm_style(arm)["color"]))
     ax.set(xlabel="training tokens per vocabulary entry",
            ylabel=f"loss - loss of {baseline} (nats per token)")
     set_ticks(ax, {x for line in shown.values() for x in line.index})
@@ -187,12 +187,12 @@ def draw_sizes(ax, table, entries):
             for seed, loss in zip(group["seed"], group["loss"]):
                 codes.setdefault(config["code"], {}).setdefault(seed, {})[at] = loss
         elif arm in LINES:
-            loss, style = group["loss"].mean(), look(arm)
+            loss, style = group["loss"].mean(), arm_style(arm)
             ax.axhline(loss, lw=1.3, color=style["color"], ls=style["ls"])
             ends.append((config["n_embd"], loss, arm, style["color"]))
     for code, curves in codes.items():
         name = {"affine": "minimal to wide", "lowrank": "trained rank"}.get(code, code)
-        style = look("wide" if code == "affine" else code)
+        style = arm_style("wide" if code == "affine" else code)
         ends.append((*draw_curves(ax, code, curves, **style), name, style["color"]))
     ax.set(xlabel="numbers in a token's code", ylabel="loss (nats per token)")
     set_ticks(ax, {x for curves in codes.values() for curve in curves.values() for x in curve})

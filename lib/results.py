@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lib.config import ARM_KEYS, Config, modernise
+from lib.config import ARM_KEYS, Config
 from lib.errors import InputError
 from lib.plots import ARMS
 from lib.run_folder import read_log
@@ -34,7 +34,7 @@ SEEN = {"under 256": 0, "256 to 1,023": 9, "1,024 to 8,191": 11, "more": 14}
 
 # Code hashes under which runs are equal bit for bit: {hash: the hash that it is counted as}. Files
 # were split anew; 20 float32 steps of 27 configs were equal, four also killed and resumed.
-SAME_CODE = {"b4200fc97b64": "6a2e5d42592d"}
+SAME_CODE = {"b4200fc97b64": "d1a7f47fd863"}
 
 
 def plain_arm(arm, keys=BITS):
@@ -55,7 +55,7 @@ def order(run):
 
 def read_run(folder):
     """out/RUN -> {"name", "arm", "header", "steps" and "vals": records of the log, "diverged": the
-    step of a last validation that was not finite, "went_on": what changed when it was resumed,
+    step of a last validation that was not finite, "resumed_with": what changed when it was resumed,
     "missing": the first step whose line the log should have}. InputError if it is no run's log."""
     path = Path(folder) / "log.jsonl"
     if not path.is_file():
@@ -63,18 +63,18 @@ def read_run(folder):
     header, *records = read_log(path) or [{}]
     if not {"arm", "params", "data", "config"} <= header.keys():
         raise InputError(f"{path}: no header, not a run's log")
-    config = asdict(Config()) | modernise(header["config"])
+    config = asdict(Config()) | header["config"]
     steps, scored = ([r for r in records if key in r] for key in ("loss", "val_loss"))
     vals = [r for r in scored if r["val_loss"] is not None and math.isfinite(r["val_loss"])]
-    went_on = sorted({key for r in records for key in r.get("went_on_with", {})})
+    resumed_with = sorted({key for r in records for key in r.get("resumed_with", {})})
     last, missing = max((r.get("step", 0) for r in records), default=0), set()
     for key, there in (("log_interval", steps), ("eval_interval", scored)):
-        if key not in went_on:
+        if key not in resumed_with:
             wanted = range(config[key], last + 1, config[key])
             missing |= {*wanted} - {r.get("step") for r in there}
     return {"name": str(folder), "arm": plain_arm(header["arm"]),
             "header": header | {"config": config}, "steps": steps, "vals": vals,
-            "went_on": went_on, "missing": min(missing, default=None),
+            "resumed_with": resumed_with, "missing": min(missing, default=None),
             "diverged": scored[-1].get("step") if scored and scored[-1] not in vals else None}
 
 
@@ -141,7 +141,7 @@ def read_tsv(folder, name):
     return [dict(zip(head, row)) for row in rows]
 
 
-def settings(run, free=()):
+def must_match(run, free=()):
     """All that must be equal in runs that are compared, but for the keys `free`."""
     kept = {key: value for key, value in run["header"]["config"].items()
             if key not in {*ARM_KEYS, *NO_ARM, *free}}
@@ -150,7 +150,7 @@ def settings(run, free=()):
 
 def difference(a, b, free=()):
     """The first setting in which two runs differ, in words, or ""."""
-    ours, theirs = settings(a, free), settings(b, free)
+    ours, theirs = must_match(a, free), must_match(b, free)
     return next((f"{key} is {ours.get(key)} in {a['name']} and {value} in {b['name']}"
                  for key, value in theirs.items() if ours.get(key) != value), "")
 
@@ -196,8 +196,8 @@ def provenance(runs):
     headers = [run["header"] for run in runs]
     dirty = [run["name"] for run in runs if run["header"].get("commit", "").endswith("+changes")]
     lines = [f"made from files that no commit has (+changes): {', '.join(dirty)}"] if dirty else []
-    lines += [f"{run['name']} went on after a stop with other {', '.join(run['went_on'])}"
-              for run in runs if run["went_on"]]
+    lines += [f"{run['name']} was resumed with other {', '.join(run['resumed_with'])}"
+              for run in runs if run["resumed_with"]]
     hashes = [header.get("code_hash", "unknown") for header in headers]
     found = {key: [header["config"][key] for header in headers] for key in BITS}
     found["code that decides numbers"] = [SAME_CODE.get(code, code) for code in hashes]
@@ -214,7 +214,7 @@ def select(runs, baseline, free, notes):
     groups, tables = {}, []
     runs = sorted(runs, key=lambda run: (run["arm"] != baseline, order(run)))
     for run in runs:  # the baseline's first: of two that clash the first one stays
-        groups.setdefault(json.dumps(settings(run, free), sort_keys=True), []).append(run)
+        groups.setdefault(json.dumps(must_match(run, free), sort_keys=True), []).append(run)
     groups = sorted((drop_clashes(group, notes) for group in groups.values()), key=lambda group: (
         bool(baseline) and baseline not in arms_of(group), -len(group),
         -group[0]["header"]["config"]["max_steps"]))

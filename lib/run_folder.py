@@ -16,7 +16,7 @@ import filelock
 import torch
 
 from lib import tokenizer
-from lib.config import Config, modernise
+from lib.config import Config
 from lib.distributed import print0, rank
 from lib.errors import InputError, write_atomic
 from model import GPT, GPTConfig
@@ -45,7 +45,7 @@ def load_checkpoint(run):
             if file.testzip():
                 raise ValueError("a checksum is wrong")
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        checkpoint["config"] = asdict(Config()) | modernise(checkpoint["config"])
+        checkpoint["config"] = asdict(Config()) | checkpoint["config"]
     except Exception as error:  # the reader raises whatever the damage leads to
         reason = str(error).split(". ")[0][:100]
         raise InputError(f"{path}: damaged, or not a checkpoint of this project "
@@ -151,7 +151,7 @@ class RunFolder:
                              f"({type(error).__name__}: {error})") from None
         for record in read_log(self.path / "log.jsonl"):
             # a run that was killed may have logged steps after its checkpoint, and a resume at it
-            last = step - 1 if "went_on_with" in record else step
+            last = step - 1 if "resumed_with" in record else step
             if record.get("step", 0) <= last:
                 self.records.append(record)
         return step
@@ -175,12 +175,12 @@ class RunFolder:
         self.records = self.records or [header]
         known = self.records[0].copy()  # as it was when the run was last begun or resumed
         for record in self.records:
-            known |= {key: now for key, (_, now) in record.get("went_on_with", {}).items()}
+            known |= {key: now for key, (_, now) in record.get("resumed_with", {}).items()}
         for key in ("hardware", "world_size", "code_hash"):
             if known.get(key) != header[key]:
                 self.changes[key] = [known.get(key), header[key]]
         if self.changes and step < self.config.max_steps:
-            self.records.append({"step": step, "went_on_with": self.changes})
+            self.records.append({"step": step, "resumed_with": self.changes})
             print0("resumed with " + ", ".join(f"{key}={now} (before: {before})"
                                                for key, (before, now) in self.changes.items()))
         if rank() != 0:

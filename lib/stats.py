@@ -125,7 +125,7 @@ def share_interval(shares, enough=5):
     return [max(0.0, low), min(1.0, high)]
 
 
-def steps_to_match(vals, target):
+def reached_at(vals, target):
     """The step at which a validation curve first comes down to `target`, interpolated, or None."""
     for before, val in zip([vals[0], *vals], vals):
         if val["val_loss"] <= target:
@@ -134,13 +134,13 @@ def steps_to_match(vals, target):
     return None
 
 
-def speedup(arm, base):
+def steps_to_match(arm, base):
     """Two runs -> total steps over the step at which the arm reaches the base's final loss; where
     it never does, the step at which the base had reached the arm's final loss over total steps."""
     last = base["vals"][-1]
-    reached = steps_to_match(arm["vals"], last["val_loss"])
+    reached = reached_at(arm["vals"], last["val_loss"])
     if reached is None:
-        return steps_to_match(base["vals"], arm["vals"][-1]["val_loss"]) / last["step"]
+        return reached_at(base["vals"], arm["vals"][-1]["val_loss"]) / last["step"]
     return last["step"] / max(reached, 1)
 
 
@@ -166,7 +166,7 @@ def paired(table, arm, base, deviations):
             "pooled": pooled[0], "documents": documents[0],
             "interval": interval, "p": p, "rests_on": rests_on if interval else None,
             "percent": summary(100 * (both["loss"] / both["loss_base"] - 1)),
-            "speedup": summary(map(speedup, both["run"], both["run_base"])),
+            "steps_to_match": summary(map(steps_to_match, both["run"], both["run_base"])),
             "asked": int(both[["asked", "asked_base"]].to_numpy().min())}
     return pair | {"verdict": verdict(pair, p)}
 

@@ -67,7 +67,7 @@ def gap_table(pairs):
             "p (Holm)": "-" if p is None else f"{p:.2g}" if p >= 1e-5 else "< 0.00001",
             "rests on": c["rests_on"] or "-", "own seeds (Student)": bracket(c["gap"]["interval"]),
             "documents x seeds": bracket(c["documents"]), "gap (%)": pm(c["percent"], 2, "+"),
-            "steps-to-match": pm(c["speedup"], 2) + "x"})
+            "steps-to-match": pm(c["steps_to_match"], 2) + "x"})
     one = len({row["question"] for row in rows}) == 1
     columns = [name for name in rows[0] if any(row[name] != "-" for row in rows)
                and not (one and name == "question")]

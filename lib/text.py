@@ -257,7 +257,7 @@ def adopt(source, folder, dtype):
     for name in ("train.bin", "val.bin"):
         (source / name).stat()  # one that is missing is said before a vocabulary is fetched
     tok = nanogpt_tokenizer(source / "meta.pkl")
-    width = np.array([len(raw) for raw in tok.spelled])
+    width = np.array([len(raw) for raw in tok.token_bytes])
     width[tok.eot] = 0  # it separates documents and is no text
     meta = {"tokens": {}, "documents": {}, "text_bytes": {}, "sources": {}, "kept": 1.0}
     for split in ("train", "val"):

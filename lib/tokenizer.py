@@ -4,7 +4,7 @@
     tok.decode(tok.encode("Hello"))         # "Hello"
     token_bytes(tok)[tok.encode("Hi")[0]]   # b"Hi"
 
-All have `name`, `vocab_size`, `eot` (the id that separates documents), `spelled` (the bytes of
+All have `name`, `vocab_size`, `eot` (the id that separates documents), `token_bytes` (the bytes of
 every id), `encode`, `encode_batch`, `decode`, `decode_bytes` and `state`, a JSON-able dict from
 which `from_state` makes the same tokenizer again.
 """
@@ -43,7 +43,7 @@ class Tokenizer(Vocabulary):
         self.name, self.tokens, self.pattern = name, tokens, pattern
         self.eot, self.vocab_size = len(tokens), len(tokens) + 1
         ranks = {token: rank for rank, token in enumerate(tokens)}
-        self.spelled = [*tokens, END_OF_TEXT.encode()]
+        self.token_bytes = [*tokens, END_OF_TEXT.encode()]
         self.encoding = tiktoken.Encoding(name, pat_str=PATTERNS[pattern], mergeable_ranks=ranks,
                                           special_tokens={END_OF_TEXT: self.eot})
 
@@ -70,7 +70,7 @@ class CharTokenizer(Vocabulary):
         self.state = {"name": self.name, "characters": characters}
         self.ids = {c: i for i, c in enumerate(characters)}
         self.eot, self.vocab_size = len(characters), len(characters) + 1
-        self.spelled = [c.encode(errors="replace") for c in characters] + [END_OF_TEXT.encode()]
+        self.token_bytes = [c.encode(errors="replace") for c in characters] + [END_OF_TEXT.encode()]
 
     def encode(self, text):
         """str -> list of ids. InputError names a character that has none."""
@@ -97,7 +97,7 @@ class HuggingFaceTokenizer(Vocabulary):
         from tokenizers import Tokenizer as Encoding  # where none is given, nothing needs it
         try:
             data = json.loads(text)
-            self.spelled = hf_token_bytes(data)
+            self.token_bytes = hf_token_bytes(data)
             special = {token["content"]: token["id"] for token in data.get("added_tokens", ())
                        if token["special"]}
             # what a model wants around its inputs: documents are separated here, and are not cut
@@ -109,10 +109,10 @@ class HuggingFaceTokenizer(Vocabulary):
         self.encoding.encode_special_tokens = True  # a text that spells one is text
         self.name, self.text = name, text
         ends = {content.lower(): id for content, id in reversed(special.items())}
-        self.eot = next((ends[end] for end in ENDS if end in ends), len(self.spelled))
-        if self.eot == len(self.spelled):
-            self.spelled.append(END_OF_TEXT.encode())
-        self.vocab_size = len(self.spelled)
+        self.eot = next((ends[end] for end in ENDS if end in ends), len(self.token_bytes))
+        if self.eot == len(self.token_bytes):
+            self.token_bytes.append(END_OF_TEXT.encode())
+        self.vocab_size = len(self.token_bytes)
 
     def encode(self, text):
         """str -> list of ids."""
@@ -260,15 +260,15 @@ def token_bytes(tokenizer):
     344 of GPT-2's tokens are no UTF-8 on their own. tokenizer: one of this file, of tiktoken, of
     `tokenizers` or a fast one of `transformers`, else TypeError; ValueError for a vocabulary that
     does not say its bytes."""
-    if hasattr(tokenizer, "spelled"):
-        return list(tokenizer.spelled)
+    if hasattr(tokenizer, "token_bytes"):
+        return list(tokenizer.token_bytes)
     if isinstance(tokenizer, tiktoken.Encoding):
-        spelled = [b""] * tokenizer.n_vocab
+        strings = [b""] * tokenizer.n_vocab
         for raw in tokenizer.token_byte_values():
-            spelled[tokenizer.encode_single_token(raw)] = raw
+            strings[tokenizer.encode_single_token(raw)] = raw
         for text in tokenizer.special_tokens_set:
-            spelled[tokenizer.encode_single_token(text)] = text.encode()
-        return spelled
+            strings[tokenizer.encode_single_token(text)] = text.encode()
+        return strings
     rust = getattr(tokenizer, "backend_tokenizer", tokenizer)
     if not hasattr(rust, "to_str"):
         raise TypeError(f"the bytes of a {type(tokenizer).__name__}'s tokens are not known here")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lib.config import ARM_KEYS
 from lib.errors import InputError
-from lib.results import BITS, HORIZON, difference, plain_arm, settings, unfinished
+from lib.results import BITS, HORIZON, difference, must_match, plain_arm, unfinished
 
 # What a grid may vary, with the value of who says nothing.
 KEYS = {"learning_rate": None, "min_lr": None, "embed_lr_mult": 1.0, "embed_std": 0.0,
@@ -15,7 +15,7 @@ KEYS = {"learning_rate": None, "min_lr": None, "embed_lr_mult": 1.0, "embed_std"
 UNTUNED = {key: usual for key, usual in KEYS.items() if usual is not None}
 # An axis of a grid: the key of a point, and the keys that a step on it moves.
 AXES = {"learning rate": ("learning_rate", ("learning_rate", "min_lr")),
-        "speed r": ("r", ("embed_lr_mult",)),
+        "r": ("r", ("embed_lr_mult",)),  # embed_lr_mult / scale
         "scale": ("scale", ("embed_std", "embed_lr_mult")),  # r is held
         "multiplier": ("input_multiplier", ("input_multiplier",))}
 FLAT = 0.01  # nats: a step in r that changes the loss by less is on a plateau, not at an edge
@@ -89,7 +89,7 @@ def choose(runs, default=None):
             "arm": arm, "keys": keys[arm], "best": best, "edges": edges(grid, best),
             "grid": grid}
     return {"seeds": seeds, "steps": runs[0]["header"]["config"]["max_steps"], "default": default,
-            "settings": settings(runs[0], KEYS), "arms": arms}
+            "settings": must_match(runs[0], KEYS), "arms": arms}
 
 
 def ends(grid, best):
@@ -195,7 +195,7 @@ def find_tuning(runs, paths):
     for path in [*own, *sorted(Path("results").glob("**/tuning.json"), reverse=True)]:
         table, matches = read_tuning(path), 0
         for run in runs:
-            here = settings(run, {*KEYS, *HORIZON, "eval_tokens"})
+            here = must_match(run, {*KEYS, *HORIZON, "eval_tokens"})
             fits = all(table["settings"].get(key, here[key]) == here[key] for key in here)
             matches += fits and tuned_name(run, table)[1] == "tuned"
         if matches > most:

@@ -14,7 +14,7 @@ POOL = ThreadPoolExecutor(CPUS)
 
 
 class Vocabulary:
-    """What all tokenizers share: ids are decoded through `spelled`, the bytes of every id."""
+    """What all tokenizers share: ids are decoded through `token_bytes`, the bytes of every id."""
 
     def encode_batch(self, texts):
         """List of str -> list of lists of ids, on several threads."""
@@ -22,7 +22,7 @@ class Vocabulary:
 
     def decode_bytes(self, ids):
         """Ids -> the bytes they stand for; a special token gives its literal text."""
-        return b"".join([self.spelled[i] for i in ids])
+        return b"".join([self.token_bytes[i] for i in ids])
 
     def decode(self, ids):
         """Ids -> str; bytes that are not UTF-8 become U+FFFD."""
@@ -47,7 +47,7 @@ class UnicodeTokenizer(Vocabulary):
         taken = range(0xE000, 0xE000 + len(self.merges))
         tokens = [chr(i).encode("utf-8", "surrogatepass") for i in range(self.eot)]
         tokens[taken.start:taken.stop] = [merge.encode() for merge in self.merges]
-        self.spelled = [*tokens, END_OF_TEXT.encode()]
+        self.token_bytes = [*tokens, END_OF_TEXT.encode()]
         # each alternative is a token, the first that fits is taken
         pieces = ["".join(f"\\x{{{ord(c):x}}}" for c in merge) for merge in self.merges]
         ranks = {raw: i for i, raw in enumerate(tokens) if not 0xD800 <= i < 0xE000}

@@ -40,7 +40,7 @@ class Plan:
     def done(self, row):
         return (self.folder / row["name"] / "log.jsonl").is_file()
 
-    def settled(self, row):
+    def ended(self, row):
         """Whether nothing more will come of a row."""
         return self.done(row) or self.arguments(row) is NOT_NEEDED
 
@@ -59,7 +59,7 @@ class Plan:
         text = row["arguments"]
         for rule in re.findall(r"\{(.*?)\}", text):
             grid = self.grid_of(row)
-            if not all(self.settled(other) for other in grid):
+            if not all(self.ended(other) for other in grid):
                 return WAITS
             runs = [read_run(self.folder / other["name"]) for other in grid if self.done(other)]
             (arm,) = choose(runs)["arms"].values()
@@ -74,19 +74,19 @@ class Plan:
         return text.split()
 
 
-def keep(out, kept):
-    """Copy what is kept of a run in `out` to `kept`, whole or not at all. What to say of it, "" if
-    it has neither finished nor diverged."""
+def archive(out, folder):
+    """Copy the log and scores of a run in `out` to `folder`, whole or not at all. What to say of
+    it, "" if it has neither finished nor diverged."""
     made = next(iter(find_runs([out], [])), None)
     diverged = made and made["diverged"] is not None
     if not made or not diverged and (unfinished(made) or not (out / "eval.npz").exists()):
         return ""
-    new = kept.with_name(kept.name + ".new")
+    new = folder.with_name(folder.name + ".new")
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(parents=True)
     for path in (out / "log.jsonl", *out.glob("eval.npz")):
         shutil.copy(path, new)
-    new.rename(kept)
+    new.rename(folder)
     return "diverged" if diverged else f"{made['vals'][-1]['val_loss']:.4f} nats"
 
 
@@ -121,12 +121,12 @@ def work(plan, rows, jobs, given):
         time.sleep(0.2)
         for child in [child for child in running if child.poll() is not None]:
             row, out = running.pop(child)
-            said = keep(out, plan.folder / row["name"])
+            said = archive(out, plan.folder / row["name"])
             failed += not said and not stop
             for weights in out.glob("*.pt") if said and "tuning/" in row["name"] else ():
                 weights.unlink()  # the others' are for the probes
             said = said or (Path(f"{out}.txt").read_text().splitlines() or [""])[-1]
-            left = sum(not plan.settled(other) for other in rows)
+            left = sum(not plan.ended(other) for other in rows)
             print(f"{time.strftime('%H:%M')} {row['name']}: {said} | {left} left", flush=True)
 
 
@@ -149,7 +149,7 @@ def main():
     if not args.list:
         return 1 if work(plan, rows, args.jobs, given) else 0
     for row in rows:
-        if not plan.settled(row):
+        if not plan.ended(row):
             print(*row.values(), sep="\t")
 
 

@@ -25,7 +25,7 @@ def made_up_run(folder, arm, seed, loss, name=None, header=(), documents=None, c
               "code": "learned" if base.startswith("bpe_") else base, "dtype": "float32",
               "head": "tied" if "_tied" in base else "table", "log_interval": 1000,
               "eval_interval": 1000} | config
-    val = {"val_bpb": 1.0, "input_rms": 0.02, "clipped": 0.25, "input_speed": 0.01}
+    val = {"val_bpb": 1.0, "input_rms": 0.02, "clipped": 0.25, "update_ratio": 0.01}
     write(run, {"config": config, "arm": arm, "params": PARAMS, "data": {"train": "0", "val": "1"},
                 "tokens_per_step": 32, "epochs": 0.5, "commit": "abc", "code_hash": "123",
                 "hardware": "a machine"} | dict(header),
@@ -154,16 +154,17 @@ def test_steps_to_match():
     Of one that never does, the share of its steps that the base needed: 8 -> 5 had 6 after 66.7."""
     base, better, worse = ({"vals": [{"step": 0, "val_loss": 8.0}, {"step": 100, "val_loss": loss}]}
                            for loss in (5.0, 4.0, 6.0))
-    assert stats.steps_to_match(base["vals"], 4.9) is None
-    assert stats.speedup(better, base) == pytest.approx(4 / 3)
-    assert stats.speedup(worse, base) == pytest.approx(2 / 3) and stats.speedup(base, base) == 1
+    assert stats.reached_at(base["vals"], 4.9) is None
+    assert stats.steps_to_match(better, base) == pytest.approx(4 / 3)
+    assert stats.steps_to_match(worse, base) == pytest.approx(2 / 3)
+    assert stats.steps_to_match(base, base) == 1
 
 
 # ---- which runs are compared -------------------------------------------------------------------
 
 def test_what_is_no_whole_run_is_named_and_left_out(tmp_path, call, capsys):
     """Unfinished, diverged, a line missing that the intervals ask for, what --overwrite put aside,
-    a log without a header; half a line is dropped. A run that went on with other intervals is not
+    a log without a header; half a line is dropped. A run resumed with other intervals is not
     judged by them, and one that is given twice is one run."""
     whole = [{"step": 0, "val_loss": 8.0}, {"step": 40, "loss": 3.0}, {"step": 40, "val_loss": 5.0},
              {"step": 80, "loss": 3.0}, {"step": 80, "val_loss": 4.5}]
@@ -184,7 +185,7 @@ def test_what_is_no_whole_run_is_named_and_left_out(tmp_path, call, capsys):
         assert f"left out: out/kron-s{seed}: {why}" in said.err
     assert "no header" in said.err and "out/kron-s1.old: a run that --overwrite" in said.err
     assert said.err.count("left out") == 4 and "| kron | 1 " in said.out
-    write(run, *records(run), {"step": 100, "went_on_with": {"eval_interval": [40, 80]}})
+    write(run, *records(run), {"step": 100, "resumed_with": {"eval_interval": [40, 80]}})
     assert found.read_run(run)["missing"] is None
 
 
@@ -248,17 +249,17 @@ def test_the_largest_group_is_shown_and_the_rest_named(tmp_path, call, capsys):
 
 
 def test_what_makes_a_table_worth_less_stands_first(tmp_path, call, capsys, monkeypatch):
-    """Uncommitted code, two versions of the code, two dtypes, a run that went on elsewhere. Hashes
+    """Uncommitted code, two versions of the code, two dtypes, a run resumed elsewhere. Hashes
     that are known to be equal bit for bit are one."""
     run = made_up_run(tmp_path, "bpe_tied", 1, 4, header={"commit": "abc+changes"})
-    write(run, *records(run), {"step": 5, "went_on_with": {"hardware": ["a", "b"]}})
+    write(run, *records(run), {"step": 5, "resumed_with": {"hardware": ["a", "b"]}})
     for seed, dtype in ((1, "bfloat16"), (2, "float32")):
         made_up_run(tmp_path, "kron", seed, 4.1, header={"code_hash": f"v{seed}"}, dtype=dtype)
     monkeypatch.setitem(found.SAME_CODE, "v2", "123")
     assert call(compare.main, "--out=r/x", cwd=tmp_path) == 0
     said, page = capsys.readouterr().err, (tmp_path / "r" / "x.md").read_text()
     for line in ("no commit has (+changes): out/bpe_tied-s1", "123 (2 runs), v1 (1 runs)",
-                 "out/bpe_tied-s1 went on after a stop with other hardware", "bfloat16 (1 runs)",
+                 "out/bpe_tied-s1 was resumed with other hardware", "bfloat16 (1 runs)",
                  "dtype is not the same in all", "no grid has them: bpe_tied, kron"):
         assert line in said and line in page[:page.index("## Arms")]
 
@@ -371,7 +372,7 @@ def point(loss, rate=1e-3, speed=1.0, scale=1.0, std=0.0):
 @pytest.mark.parametrize("points, edges", [
     ([point(4.2, rate=1e-3), point(4.0, rate=2e-3)], "learning rate 0.002 is the highest of 2"),
     ([point(4.2, rate=1e-3), point(4.0, rate=2e-3), point(None, rate=4e-3)], ""),  # diverged there
-    ([point(4.0, speed=0.25), point(4.2), point(4.3, speed=4)], "speed r 0.25 is the lowest of 3"),
+    ([point(4.0, speed=0.25), point(4.2), point(4.3, speed=4)], "r 0.25 is the lowest of 3"),
     ([point(4.0, speed=0.25), point(4.009), point(4.3, speed=4)], ""),  # a plateau
     ([point(4.0), point(4.1, scale=0.5, std=0.5, speed=0.5)], ""),  # the default scale
     ([point(4.2), point(4.0, scale=0.5, std=0.5, speed=0.5)], "scale 0.5 is the lowest of 2")])

@@ -33,7 +33,7 @@ FAST = ["--max_steps=40", "--eval_interval=4", "--dropout=0.1"]
 
 def logged(run):
     """All lines of a run's log but its header, without what hangs on time and names."""
-    keys = "step", "loss", "grad_norm", "val_loss", "went_on_with"
+    keys = "step", "loss", "grad_norm", "val_loss", "resumed_with"
     return [[r.get(key) for key in keys] for r in records(run)[1:]]
 
 
@@ -189,13 +189,13 @@ def test_keys_that_change_bits_or_nothing_may_change(stopped, whole, train_in, c
     train_in(*options)
     now = load_checkpoint(stopped)["config"]
     changes = {key: [was, now[key]] for key, was in before.items()}
-    assert series(stopped, "went_on_with") == {4: changes}
+    assert series(stopped, "resumed_with") == {4: changes}
     said = capsys.readouterr().out
     assert all(f"{key}={now[key]} (before: {was})" in said for key, was in before.items())
     assert series(stopped, "batch_crc").items() <= series(whole, "batch_crc").items()
     assert series(stopped, "loss")[6] == pytest.approx(series(whole, "loss")[6], abs=0.02)
     run = read_run(stopped)
-    assert run["went_on"] == sorted(before) and not unfinished(run)
+    assert run["resumed_with"] == sorted(before) and not unfinished(run)
 
 
 @pytest.mark.parametrize("option", ["--learning_rate=2e-3", "--batch_size=2", "--max_steps=8",
@@ -217,7 +217,7 @@ def test_other_hardware_ranks_and_code_are_logged_once(stopped, train_in):
     log.write_text("\n".join(map(json.dumps, [header, *lines])) + "\n")
     train_in(after=1)
     train_in()
-    (step, went), = series(stopped, "went_on_with").items()
+    (step, went), = series(stopped, "resumed_with").items()
     assert step == 4 and went.keys() == {"hardware", "world_size", "code_hash"}
     assert went["world_size"] == [8, 1] and went["hardware"][0] == "another"
 

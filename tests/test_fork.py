@@ -16,7 +16,7 @@ import sample
 import train
 from codes import TokenEmbedding
 from conftest import records
-from lib.plots import ARMS, look
+from lib.plots import ARMS, arm_style
 
 SHAPE = ["--dataset=small", "--n_layer=1", "--n_head=2", "--n_embd=36", "--block_size=32",
          "--batch_size=4", "--max_steps=2", "--eval_tokens=128", "--device=cpu", "--dtype=float32"]
@@ -96,5 +96,5 @@ def test_an_option_with_two_defaults_is_refused(monkeypatch, options):
 
 def test_an_arm_without_a_row_has_a_look_of_its_own():
     mine = [f"{arm},embed_lr_mult={speed}" for arm in ARMS for speed in (0.25, 0.5, 2, 4)]
-    looks = {str(look(arm)) for arm in [*ARMS, "length", *mine]}
+    looks = {str(arm_style(arm)) for arm in [*ARMS, "length", *mine]}
     assert len(looks) == len(ARMS) + 1 + len(mine)

@@ -44,7 +44,7 @@ def test_what_a_line_stands_for_once_the_lines_that_it_needs_are_done(tmp_path):
         ("tuning/c", "--embed_std=0.3 --embed_lr_mult=0.3", (0.3, 0.3), 4.3),
         ("tuning/diverges", "{best} --learning_rate=8e-3", (0.3, 0.3), None),
         ("tuning/scale", "{beyond scale}", (0.09, 0.09), 4.6),
-        ("tuning/r", "{beyond speed r}", (0.3, 1.2), 4.7),
+        ("tuning/r", "{beyond r}", (0.3, 1.2), 4.7),
         ("tuning/inside", "{beyond scale}", None, None),
         ("tuning/first", "{best} --seed=101", (0.3, 0.3), 4.5),
         ("tuning/second", "{second} --seed=101", (1, 0.25), 4.38),
@@ -54,7 +54,7 @@ def test_what_a_line_stands_for_once_the_lines_that_it_needs_are_done(tmp_path):
     plan = plans.Plan(tmp_path)
     for row, (name, _, setting, loss) in zip(plan.rows, lines):
         if not setting:
-            assert plan.arguments(row) is plans.NOT_NEEDED and plan.settled(row)
+            assert plan.arguments(row) is plans.NOT_NEEDED and plan.ended(row)
             continue
         assert name.endswith("kron-s1") or plan.arguments(plan.rows[-1]) is plans.WAITS
         given = {"embed_lr_mult": 1.0, "learning_rate": 4e-3, "seed": 100}

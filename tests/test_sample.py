@@ -84,7 +84,7 @@ def test_the_newest_pair_is_of_one_kind(folder, monkeypatch, tmp_path):
         shutil.copytree(folder / "out" / arm, tmp_path / "out" / arm)
     log = tmp_path / "out" / "kron" / "log.jsonl"
     log.write_text(re.sub('"max_steps": [0-9]+', '"max_steps": 2', log.read_text()))
-    assert [path.parent for path in sample.demo_runs()] == [sample.CARRIED] * 2
+    assert [path.parent for path in sample.demo_runs()] == [sample.DEMO] * 2
 
 
 def test_a_folder_of_weights_is_those_models(folder, tmp_path, call, capsys):
