@@ -62,14 +62,6 @@ def panels(count, width, height=4.4, dpi=110):
     return figure, axes
 
 
-def draw_bars(ax, arm, x, points, line=None):
-    """An arm's points, (middle, low, high) of n values each, at x; `line` in place of its own."""
-    style, (middle, low, high) = arm_style(arm), points
-    style["ls"] = style["ls"] if line is None else line
-    bars = np.maximum([np.subtract(middle, low), np.subtract(high, middle)], 0)
-    ax.errorbar(x, middle, bars, capsize=2, lw=1.3, ms=6, label=arm, **style)
-
-
 def draw_curves(ax, arm, curves, **style):
     """An arm's curves {seed: {x: value}}: the mean over seeds, with a band from the lowest to the
     highest. Its last point, (x, mean)."""

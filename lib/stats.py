@@ -98,33 +98,6 @@ def document_interval(gaps, error=0.0, degrees=1):
     return [float(low), float(high)], float(min(1, 2 * beyond / (len(draws) + 1)))
 
 
-def crossed_interval(values):
-    """95 % interval of a mean over seeds and prompts, (S, N) numbers, [low, high]: prompts
-    resampled and stretched to Student's interval of N numbers, seeds as in `document_interval`."""
-    values = np.asarray(values, dtype=float)
-    seeds, prompts = values.shape
-    drawn = np.random.RandomState(0).randint(0, prompts, (DRAWS, prompts))
-    draws = values.mean(0)[drawn].mean(1)
-    if prompts > 1:
-        stretch = scipy.stats.t.ppf(0.975, prompts - 1) / scipy.stats.norm.ppf(0.975)
-        stretch *= math.sqrt(prompts / (prompts - 1))
-        draws = values.mean() + stretch * (draws - values.mean())
-    error = np.std(values.mean(1), ddof=1) / math.sqrt(seeds) if seeds > 1 else 0.0
-    return document_interval(draws, error, seeds - 1)[0]
-
-
-def share_interval(shares, enough=5):
-    """95 % interval of a share of hits, (S, N) of S seeds and N prompts: `crossed_interval` within
-    [0, 1]. Where fewer than `enough` prompts have a hit, or a miss, each prompt counts as one trial
-    of Wilson's interval (1927): nothing in 20 prompts is [0, 0.16]."""
-    by_prompt = np.asarray(shares, dtype=float).mean(0)
-    if min((by_prompt > 0).sum(), (by_prompt < 1).sum()) < enough:
-        trials = scipy.stats.binomtest(round(by_prompt.sum()), len(by_prompt))
-        return list(map(float, trials.proportion_ci(method="wilson")))
-    low, high = crossed_interval(shares)
-    return [max(0.0, low), min(1.0, high)]
-
-
 def reached_at(vals, target):
     """The step at which a validation curve first comes down to `target`, interpolated, or None."""
     for before, val in zip([vals[0], *vals], vals):

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 
 from lib.plots import panels
-from lib.stats import crossed_interval, summary
+from lib.stats import summary
 from lib.tables import markdown_table
-from probes.shared import (PROMPTS, draw_points, hidden, interval, measure_models, paired,
-                           read_rows, save)
+from probes.shared import (PROMPTS, crossed_interval, draw_points, hidden, interval,
+                           measure_models, paired, read_rows, save)
 
 KINDS = {"clean": "typo", "typo": "clean", "novel": "clean"}  # w: w'
 OPTIONS = {"--prompts": dict(default=PROMPTS / "echo.tsv",

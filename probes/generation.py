@@ -9,10 +9,9 @@ import torch
 
 from lib.errors import whole_number
 from lib.generation import continue_text
-from lib.stats import share_interval
 from lib.tables import markdown_table
 from probes.shared import (PROMPTS, edit_distance, interval, measure_models, normal, read_rows,
-                           save)
+                           save, share_interval)
 
 OPTIONS = {"--prompts": dict(default=PROMPTS / "generation.tsv",
                              help=".tsv of prompt (with {} once), normal, typo, novel"),

@@ -5,10 +5,11 @@ import itertools
 import numpy as np
 import torch.nn.functional as F
 
-from lib.plots import draw_bars, panels
-from lib.stats import crossed_interval, share_interval, summary
+from lib.plots import panels
+from lib.stats import summary
 from lib.tables import markdown_table
-from probes.shared import PROMPTS, hidden, interval, measure_models, paired, read_rows, save
+from probes.shared import (PROMPTS, crossed_interval, draw_bars, hidden, interval, measure_models,
+                           paired, read_rows, save, share_interval)
 
 OPTIONS = {"--pairs": dict(default=PROMPTS / "typo_pairs.tsv",
                            help=".tsv of category, clean, typo")}

@@ -1,5 +1,6 @@
-"""What the probes share: runs and prompt files in, words, neighbours, a page out."""
+"""What the probes share: runs and prompts in, words, neighbours, intervals, a page out."""
 import csv
+import math
 import os
 import sys
 import unicodedata
@@ -7,16 +8,18 @@ from pathlib import Path
 
 import numpy as np
 import regex  # tiktoken's; it knows Unicode's categories
+import scipy
 import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
 from lib.config import ROOT
 from lib.errors import InputError
-from lib.plots import draw_bars
+from lib.plots import arm_style
 from lib.provenance import describe_machine
 from lib.results import order, plain_arm, read_run, refuse_unmatched
 from lib.run_folder import load_checkpoint, load_model
+from lib.stats import DRAWS, document_interval
 from lib.tables import save_results
 from lib.tuning import KEYS, name_runs, read_tuning
 
@@ -152,12 +155,49 @@ def nearest(queries, own, rows, candidates, k, mean=0.0):
     return [[pair for pair in zip(ids, values) if pair[0] != id][:k] for id, ids, values in found]
 
 
+# ---- intervals over seeds and prompts ----------------------------------------------------------
+
+def crossed_interval(values):
+    """95 % interval of a mean over seeds and prompts, (S, N) numbers, [low, high]: prompts
+    resampled and stretched to Student's interval of N numbers, seeds as in `document_interval`."""
+    values = np.asarray(values, dtype=float)
+    seeds, prompts = values.shape
+    drawn = np.random.RandomState(0).randint(0, prompts, (DRAWS, prompts))
+    draws = values.mean(0)[drawn].mean(1)
+    if prompts > 1:
+        stretch = scipy.stats.t.ppf(0.975, prompts - 1) / scipy.stats.norm.ppf(0.975)
+        stretch *= math.sqrt(prompts / (prompts - 1))
+        draws = values.mean() + stretch * (draws - values.mean())
+    error = np.std(values.mean(1), ddof=1) / math.sqrt(seeds) if seeds > 1 else 0.0
+    return document_interval(draws, error, seeds - 1)[0]
+
+
+def share_interval(shares, enough=5):
+    """95 % interval of a share of hits, (S, N) of S seeds and N prompts: `crossed_interval` within
+    [0, 1]. Where fewer than `enough` prompts have a hit, or a miss, each prompt counts as one trial
+    of Wilson's interval (1927): nothing in 20 prompts is [0, 0.16]."""
+    by_prompt = np.asarray(shares, dtype=float).mean(0)
+    if min((by_prompt > 0).sum(), (by_prompt < 1).sum()) < enough:
+        trials = scipy.stats.binomtest(round(by_prompt.sum()), len(by_prompt))
+        return list(map(float, trials.proportion_ci(method="wilson")))
+    low, high = crossed_interval(shares)
+    return [max(0.0, low), min(1.0, high)]
+
+
 # ---- a page out --------------------------------------------------------------------------------
 
 def interval(middle, ends, sign="", digits=1, scale=1):
     """A number and its interval (low, high), times `scale`, as text."""
     middle, low, high = (f"{scale * x:{sign}.{digits}f}" for x in (middle, *ends))
     return f"{middle} [{low}, {high}]"
+
+
+def draw_bars(ax, arm, x, points, line=None):
+    """An arm's points, (middle, low, high) of n values each, at x; `line` in place of its own."""
+    style, (middle, low, high) = arm_style(arm), points
+    style["ls"] = style["ls"] if line is None else line
+    bars = np.maximum([np.subtract(middle, low), np.subtract(high, middle)], 0)
+    ax.errorbar(x, middle, bars, capsize=2, lw=1.3, ms=6, label=arm, **style)
 
 
 def draw_points(ax, arms, labels, line=""):

@@ -15,7 +15,7 @@ from pytest import approx
 
 import probe
 from conftest import build, config_of
-from lib import stats, tokenizer
+from lib import tokenizer
 from lib.results import read_run
 from lib.run_folder import build_model, load_model, save_checkpoint
 from lib.tuning import UNTUNED, arm_keys
@@ -112,11 +112,11 @@ def test_contrasts_use_the_seeds_that_both_arms_have():
 def test_intervals_over_prompts_crossed_with_seeds_cover_the_truth(monkeypatch, seeds, prompts,
                                                                    seed_sd):
     """In about 95 of 100 simulated experiments."""
-    monkeypatch.setattr(stats, "DRAWS", 500)
+    monkeypatch.setattr(shared, "DRAWS", 500)
     rng, hits = np.random.RandomState(1), 0
     for _ in range(400):
         values = seed_sd * rng.randn(seeds, 1) + 2 * rng.randn(1, prompts)
-        low, high = stats.crossed_interval(values + rng.randn(seeds, prompts))
+        low, high = shared.crossed_interval(values + rng.randn(seeds, prompts))
         hits += low <= 0 <= high
     assert 0.91 <= hits / 400 <= 0.995
 
@@ -125,8 +125,8 @@ def test_nothing_in_480_samples_of_20_prompts_is_nothing_in_20():
     """Three seeds and eight samples a prompt are not 480 independent trials: the upper end is that
     of Wilson's interval for 0 of 20."""
     silent = np.zeros((3, 20))
-    assert stats.share_interval(silent) == approx([0, 0.1611], abs=1e-4)
-    assert stats.share_interval(1 - silent) == approx([0.8389, 1], abs=1e-4)
+    assert shared.share_interval(silent) == approx([0, 0.1611], abs=1e-4)
+    assert shared.share_interval(1 - silent) == approx([0.8389, 1], abs=1e-4)
 
 
 # ---- prompts and words -------------------------------------------------------------------------
