@@ -219,8 +219,11 @@ def main():
     parser.add_argument("--answers", metavar="FILE", help="write the planned answers, ten lines")
     parser.add_argument("--records", metavar="FILE", help="write the table of records")
     args = parser.parse_args()
-    if args.out:
-        refuse_folder(args.out)
+    for path in filter(None, (args.out, args.answers, args.records)):
+        refuse_folder(path)
+    others = args.by or args.answers or args.records or args.baseline
+    if args.base and not args.by or args.default and not args.tune or args.tune and others:
+        raise InputError("--base goes with --by, --default with --tune, --tune with --out alone")
     if args.tune:
         return tune(args.runs, args.default, args.out)
 

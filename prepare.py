@@ -50,7 +50,8 @@ def place(document):
 def training_text(found, fraction, limit, sample):
     """The first training documents of the sources, `limit` characters, shared as the tokens are.
     `sample` counts them."""
-    with tqdm(desc="training a tokenizer", total=limit, unit=" characters", unit_scale=1) as bar:
+    total = limit if limit < SAMPLE else None  # a text may be far shorter than SAMPLE
+    with tqdm(desc="training a tokenizer", total=total, unit=" characters", unit_scale=1) as bar:
         for source in found:
             wanted = sample["characters"] + limit * source.share
             for document, _ in itertools.chain.from_iterable(source.batches(source.start)):
@@ -61,7 +62,6 @@ def training_text(found, fraction, limit, sample):
                     sample["documents"] += 1
                     sample["characters"] += len(document)
                     bar.update(len(document))
-        bar.total = bar.n  # where the text ends before the limit
 
 
 def kept_share(tok, opening, lossy):
@@ -276,7 +276,8 @@ def parse():
     args = parser.parse_args()
     if args.kind != "bins" and args.val_tokens and not args.tokens:
         raise InputError("--val_tokens goes with --tokens; without it, --val_fraction does")
-    args.name = args.name or (args.repo.split("/")[-1] if args.kind == "hub" else args.kind)
+    if args.name is None:
+        args.name = args.repo.split("/")[-1] if args.kind == "hub" else args.kind
     if not re.fullmatch(r"""(?!\.)[^\s/\\:*?"'<>|]+(?<!\.partial)""", args.name):
         raise InputError(f"--name='{args.name}' is not a plain folder name")
     return args

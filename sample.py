@@ -58,7 +58,7 @@ def demo_runs():
             print("the newest pair under out/")
             return [pair["kron"], pair["learned"]]
     print("two checkpoints that come with the repository; your own are shown once out/ has some")
-    return [DEMO / "kron.pt", DEMO / "bpe_untied.pt"]
+    return sorted(DEMO.glob("*.pt"))
 
 
 def load_models(paths, device, quiet=False):
@@ -169,8 +169,12 @@ def main():
     parser.add_argument("--top_p", type=float, default=0.9)
     parser.add_argument("--seed", type=int, default=42)
     args = parser.parse_args()
-    if not (0 <= args.temperature < math.inf and 0 < args.top_p < math.inf):
-        raise InputError("--temperature must be 0 or more, --top_p above 0")
+    if not (args.temperature == 0 or 1e-3 <= args.temperature < math.inf) or not args.top_p > 0:
+        raise InputError("--temperature must be 0, or 0.001 and more, --top_p above 0")
+    if not 0 <= args.seed < 2**64:
+        raise InputError(f"--seed={args.seed}: must be from 0 to 2^64 - 1")
+    if args.interactive and args.prompt:
+        raise InputError("--prompt or --interactive, not both")
     if args.prompt != args.prompt.encode(errors="replace").decode():
         raise InputError("--prompt is not UTF-8")
     how = {key: getattr(args, key) for key in ("max_new_tokens", "temperature", "top_p")}

@@ -64,7 +64,8 @@ LOWEST = dict.fromkeys(("seed", "vocab_size", "min_lr", "warmup_steps", "beta1",
 LOWEST |= dict.fromkeys(("max_steps", "batch_size", "gradient_accumulation_steps", "eval_interval",
                          "eval_tokens", "log_interval"), 1)
 LOWEST |= dict.fromkeys(("learning_rate", "embed_lr_mult", "input_multiplier"), 1e-30)
-HIGHEST = {"seed": 2**32 - 1, "beta1": 0.9999999, "beta2": 0.9999999}
+HIGHEST = {"seed": 2**32 - 1, "beta1": 0.9999999, "beta2": 0.9999999, "embed_lr_mult": 10**6,
+           "embed_std": 10**6, "input_multiplier": 10**6}
 
 
 def readers(key):
@@ -158,7 +159,9 @@ def compose(argv):
         key = "help" if key == "-h" else key
         if key == "dry_run":
             flags[key] = parse_gpus(text or "1")
-        elif key in flags and not equals:
+        elif key in flags and equals:
+            raise InputError(f"{option}: --{key} has no value")
+        elif key in flags:
             flags[key] = True
         elif not equals:
             raise InputError(f"{option}: options are written --key=value; --help shows them")
@@ -184,11 +187,13 @@ def check(config, world, hardware=None):
     for key, low in LOWEST.items():
         value, high = getattr(config, key), HIGHEST.get(key, math.inf)
         if not low <= value <= high:
-            raise InputError(f"{key}={value}: must be from {low:g} to {high:g}")
+            bounds = f"from {low:,} to {high:,}" if high < math.inf else f"at least {low:,}"
+            raise InputError(f"{key}={value}: must be {bounds}")
     if config.min_lr > config.learning_rate:
         raise InputError(f"min_lr={config.min_lr:g} is above learning_rate="
                          f"{config.learning_rate:g}: the rate falls to it")
-    if Path(config.name).name != config.name or config.name.startswith("."):
+    plain = Path(config.name).name == config.name and config.name.isprintable()
+    if not plain or config.name.startswith(".") or len(config.name.encode()) > 200:
         raise InputError(f"name='{config.name}' is not a plain folder name")
     mine = config.sequences // world
     if config.sequences % world or mine % min(config.batch_size, mine):

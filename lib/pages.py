@@ -235,10 +235,10 @@ def answers(table, result):
     decided = all(c["gap"] and c["gap"]["n"] >= c["asked"] for c in asked)
     total = max(header["params"]["total"] for header in headers) / 1e6
     trained = result["arms"].get(arm, {"params": {}})["params"].get("in_use", "unknown")
-    answer = (f"**{YES[asked[0]['verdict'][-1]] if decided else 'Not decided'}: {arm}, with "
-              f"{trained or 'no'} trained input parameters, ends {first}** "
-              f"({total:.0f}M parameters, {headers[0]['config']['dataset']}, {result['steps']:,} "
-              f"steps, {headers[0]['epochs']:.2g} epochs, seeds "
+    answer = (f"**{YES[asked[0]['verdict'][-1]] if decided else 'Not decided'}. With "
+              f"{trained or 'no'} trained input parameters, {arm} ends {first}** "
+              f"(at most {total:.1f}M parameters, {headers[0]['config']['dataset']}, "
+              f"{result['steps']:,} steps, {headers[0]['epochs']:.2g} epochs, seeds "
               f"{numbers(asked[0].get('seeds', []))}{max(map(so_far, asked), key=len)}).")
     if others:
         answer += f" It ends {', '.join(others)}."

@@ -34,7 +34,7 @@ SEEN = {"under 256": 0, "256 to 1,023": 9, "1,024 to 8,191": 11, "more": 14}
 
 # Code hashes under which runs are equal bit for bit: {hash: the hash that it is counted as}. Files
 # were split anew; 20 float32 steps of 27 configs were equal, four also killed and resumed.
-SAME_CODE = {"b4200fc97b64": "d1a7f47fd863"}
+SAME_CODE = {"b4200fc97b64": "f9e7d6a27abf"}
 
 
 def plain_arm(arm, keys=BITS):
@@ -56,7 +56,8 @@ def order(run):
 def read_run(folder):
     """out/RUN -> {"name", "arm", "header", "steps" and "vals": records of the log, "diverged": the
     step of a last validation that was not finite, "resumed_with": what changed when it was resumed,
-    "missing": the first step whose line the log should have}. InputError if it is no run's log."""
+    "missing": the first step whose line the log should have, "last": the last that it has}.
+    InputError if it is no run's log."""
     path = Path(folder) / "log.jsonl"
     if not path.is_file():
         raise InputError(f"{folder}: no log.jsonl there, not a run")
@@ -74,7 +75,7 @@ def read_run(folder):
             missing |= {*wanted} - {r.get("step") for r in there}
     return {"name": str(folder), "arm": plain_arm(header["arm"]),
             "header": header | {"config": config}, "steps": steps, "vals": vals,
-            "resumed_with": resumed_with, "missing": min(missing, default=None),
+            "resumed_with": resumed_with, "missing": min(missing, default=None), "last": last,
             "diverged": scored[-1].get("step") if scored and scored[-1] not in vals else None}
 
 
@@ -105,8 +106,9 @@ def unfinished(run):
         return f"its log is not whole: nothing of step {run['missing']}"
     if run["diverged"] is not None:
         return f"diverged: its validation loss at step {run['diverged']} is not finite"
-    last = run["vals"][-1]["step"] if run["vals"] else 0
-    return "" if last == steps else f"unfinished, step {last} of {steps}"
+    if run["vals"] and run["vals"][-1]["step"] == steps:
+        return ""
+    return f"unfinished, step {run['last']} of {steps}"
 
 
 def finished_runs(paths, notes):

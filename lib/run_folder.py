@@ -124,6 +124,8 @@ class RunFolder:
         self.path, self.config, self.tokenizer = Path("out") / config.name, config, data.tokenizer
         self.identity = asdict(config) | {"arm": arm, "data": data.sha256}
         self.records, self.changes, self.best = [], {}, [math.inf, 0]
+        if self.path.is_file():
+            raise InputError(f"{self.path} is a file; give another --name")
         if rank() == 0:
             self.lock = hold_lock(self.path)
         # restarted by torchrun, it resumes what its first start began

@@ -102,6 +102,9 @@ def save_results(out, page, result, figure):
 
 
 def refuse_folder(out):
-    """InputError if --out is a folder, unless runs are in it: their page stands beside it."""
+    """InputError if what is to be written is a folder, unless runs are in it: their page stands
+    beside it; or if it lies below a file."""
     if not os.path.basename(out) or (os.path.isdir(out) and not any(Path(out).glob("*/log.jsonl"))):
-        raise InputError(f"--out={out} is a folder; give a name without ending, like results/mine")
+        raise InputError(f"{out} is a folder; give a name in it, like results/mine")
+    if file := next((path for path in Path(out).parents if path.is_file()), None):
+        raise InputError(f"{out}: {file} is a file, not a folder")

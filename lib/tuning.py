@@ -3,9 +3,10 @@ out, and back in where tuned runs are compared."""
 import json
 import math
 import statistics
+from dataclasses import asdict
 from pathlib import Path
 
-from lib.config import ARM_KEYS
+from lib.config import ARM_KEYS, Config
 from lib.errors import InputError
 from lib.results import BITS, HORIZON, difference, must_match, plain_arm, unfinished
 
@@ -34,9 +35,8 @@ def describe_setting(point):
                      if point[key] != KEYS[key])
 
 
-def arm_keys(run):
-    """What makes a run's arm, besides the tuned keys."""
-    config = run["header"]["config"]
+def arm_keys(config):
+    """What makes a config's arm, besides the tuned keys."""
     return {key: config[key] for key in ARM_KEYS if key not in (*KEYS, *BITS)}
 
 
@@ -66,7 +66,7 @@ def choose(runs, default=None):
             raise InputError(f"not one grid: {differs}")
         seed, point = run["header"]["config"]["seed"], grid_point(run)
         arm, at = plain_arm(run["arm"], KEYS), tuple(setting(point).values())
-        grid, keys[arm] = grids.setdefault(arm, {}), arm_keys(run)
+        grid, keys[arm] = grids.setdefault(arm, {}), arm_keys(run["header"]["config"])
         if seed == seeds[0] and at not in grid:
             grid[at] = point
         elif at not in grid:
@@ -137,7 +137,8 @@ def read_tuning(path):
     try:
         table = json.loads(Path(path).read_text())
         for row in table["arms"].values():
-            setting(row["best"] | row["keys"])
+            row["keys"] = arm_keys(asdict(Config()) | row["keys"])  # of arms that came later too
+            setting(row["best"])
         return {key: table[key] for key in ("seeds", "steps", "default", "settings", "arms")}
     except (ValueError, TypeError, KeyError, AttributeError):
         raise InputError(f"{path}: not a table of compare.py --tune") from None
@@ -147,10 +148,11 @@ def tuned_name(run, table):
     """What a run is called in a tuned comparison, and how its setting was come by: (name, how).
     how is "tuned", "default", "usual" (the chosen learning rate, all else untuned), "as ARM"
     (of its family) or "not tuned". (None, why) for a run of a tuned arm at none of these."""
-    full, mine = plain_arm(run["arm"], KEYS), setting(run["header"]["config"])
+    full, config = plain_arm(run["arm"], KEYS), run["header"]["config"]
+    mine = setting(config)
     at_default = mine == table["default"]
     for name, row in table["arms"].items():  # bpe_untied_fast can be the tuned bpe_untied
-        if (mine, arm_keys(run)) == (setting(row["best"]), row["keys"]):
+        if (mine, arm_keys(config)) == (setting(row["best"]), row["keys"]):
             return name, "tuned"
     for name, row in table["arms"].items():
         if full in (name, row["arm"]):

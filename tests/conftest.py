@@ -53,7 +53,8 @@ def script(name, *args, cwd, ranks=0, status=0, **env):
 
 def error_line(stderr):
     """The one line that bad input leaves on standard error, progress bars aside."""
-    lines = [line for line in re.split(r"[\r\n]+", stderr) if line.strip() and "%|" not in line]
+    lines = [line for line in re.split(r"[\r\n]+", stderr) if line.strip()
+             and not re.search(r"%\||/s\]$", line)]
     assert len(lines) == 1 and lines[0].startswith("error: "), stderr
     return lines[0]
 

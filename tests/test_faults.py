@@ -239,6 +239,8 @@ def test_overwrite_keeps_the_old_run_beside_the_new(stopped, folder, train_in):
 def test_a_finished_run_that_lost_its_checkpoint_is_no_fresh_start(refuse, folder, train_in):
     (train_in() / "ckpt.pt").unlink()
     assert "a finished run whose ckpt.pt is gone" in refuse(train.main, *TOY, cwd=folder)
+    (folder / "out" / "y").touch()
+    assert "out/y is a file" in refuse(train.main, *TOY, "--name=y", cwd=folder)
 
 
 def test_two_processes_on_one_run(folder):

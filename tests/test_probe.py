@@ -310,7 +310,8 @@ def test_tuned_runs_stand_side_by_side(tmp_path, call, refuse):
         point = {"learning_rate": rate, "min_lr": rate / 10, "embed_std": std}
         runs.append(write_eval(tmp_path, name, 1, [8, 6, 0, 2], **point))
         arm = name.split(",")[0]
-        arms[arm] = {"arm": arm, "keys": arm_keys(read_run(runs[-1])), "edges": [], "grid": [point],
+        keys = arm_keys(read_run(runs[-1])["header"]["config"])
+        arms[arm] = {"arm": arm, "keys": keys, "edges": [], "grid": [point],
                      "best": UNTUNED | point}
     table = {"seeds": [100], "steps": 1, "default": None, "arms": arms, "settings": {"data": {}}}
     (tmp_path / "tuning.json").write_text(json.dumps(table))

@@ -279,7 +279,7 @@ def test_a_run_is_named_from_what_made_it(options, name):
 
 @pytest.mark.parametrize("options, says", [
     ("--learning_rat=1", "unknown key 'learning_rat', did you mean 'learning_rate'"),
-    ("--overwrite=no", "unknown key 'overwrite'"), ("--seed", "--key=value"),
+    ("--overwrite=no", "--overwrite has no value"), ("--seed", "--key=value"),
     ("--max_steps=many", "max_steps='many' is not of type int"),
     ("--max_steps=1.5", "not of type int"), ("--seed=True", "not of type int"),
     ("--bias=1", "not of type bool"), ("--learning_rate=1e999", "not of type float"),
@@ -287,8 +287,10 @@ def test_a_run_is_named_from_what_made_it(options, name):
     ("configs/bpe_untied.py --pos_dim=16", "'learned' does not read it; it is of kron, "),
     ("--n_head=5", "n_embd=36 is not divisible by n_head=5"),
     ("--block_size=100000000", "a block needs 100,000,001: --block_size="),
-    ("--max_steps=0", "must be from 1"), ("--learning_rate=-1", "must be from 1e-30"),
-    ("--seed=-1", "seed=-1"), ("--beta1=1", "beta1=1.0"), ("--name=a/b", "plain folder name"),
+    ("--max_steps=0", "must be at least 1"), ("--learning_rate=-1", "must be at least 1e-30"),
+    ("--seed=-1", "from 0 to 4,294,967,295"), ("--beta1=1", "beta1=1.0"),
+    ("--embed_std=1e300", "from 0 to 1,000,000"), ("--name=a/b", "plain folder name"),
+    ("--name=a\0b", "plain folder name"), ("--name=" + 201 * "a", "plain folder name"),
     ("--dataset=absent", "(data/ has: small); python prepare.py docstrings makes"),
     ("--vocab_size=600", "the data has 512"),
     ("configs/binary.py --embed_lr_mult=2", "this input has no weights"),
