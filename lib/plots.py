@@ -159,10 +159,10 @@ def draw_gaps(ax, texts, baseline):
             end = draw_curves(ax, arm, line, mfc="white" if text else None)
             name = f"{arm}, V {size:,}" if text else arm
             ends.append((*end, name, arm_style(arm)["color"]))
-    steps = [horizon["run"].iloc[0]["header"]["config"]["max_steps"] for horizon in texts[0]]
     first = found["size"].iloc[0]
+    steps = sorted(table["run"].iloc[0]["header"]["config"]["max_steps"] for table in texts[0])
     ax.set(xlabel="training tokens per vocabulary entry\n"
-           f"(V {first:,}: {', '.join(f'{n:,}' for n in sorted(steps))} steps)",
+           f"(V {first:,}: {', '.join(map('{:,}'.format, steps))} steps; bands span the seeds)",
            ylabel=f"loss - loss of {baseline} (nats per token)")
     set_ticks(ax, {x for line in shown.values() for x in line.index})
     name_ends(ax, ends)

@@ -103,7 +103,8 @@ def draw_sum(figure):
 def draw():
     """The picture, with the tokenizer of results/demo."""
     _, tok, _ = load_model(ROOT / "results" / "demo" / "kron.pt")
-    ids = [id for word in WORDS for id in tok.encode(word.decode())]
+    found = [tok.encode(word.decode()) for word in WORDS]
+    ids = sum(found, [])
     strings, K = token_bytes(tok), code_bits(tok.vocab_size)
     names = [f'"{strings[id].decode()}" {id:>5}' for id in ids]
     bits = binary_code(torch.tensor(ids), K)
@@ -111,7 +112,8 @@ def draw():
     figure.get_layout_engine().set(wspace=0.05)
     binary, affine, wide, words, total = figure.subfigures(5, 1, height_ratios=[2, 2, 2, 3.6, 1.6])
     draw_bits(binary, f"binary: the {K} bits of the token id, lowest first, repeated to the width "
-              f"{D} of the model (line: end of the first copy)", names, bits)
+              f"{D} of the model (line: end of the first copy; {NAMES[2]} is {len(found[2])} "
+              "tokens)", names, bits)
     draw_bits(affine, "affine: the same bits x, mixed: A x + b modulo 2, with A and b drawn once",
               names, affine_code(bits, *draw_affine(K, SEED)))
     wide.suptitle(f"wide: {D} different mixtures, one for each number of the vector, as -1 and +1. "
