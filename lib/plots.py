@@ -162,7 +162,7 @@ def draw_gaps(ax, texts, baseline):
     first = found["size"].iloc[0]
     steps = sorted(table["run"].iloc[0]["header"]["config"]["max_steps"] for table in texts[0])
     ax.set(xlabel="training tokens per vocabulary entry\n"
-           f"(V {first:,}: {', '.join(map('{:,}'.format, steps))} steps; bands span the seeds)",
+           f"(V {first:,}: {', '.join(map('{:,}'.format, steps))} steps;\nbands span the seeds)",
            ylabel=f"loss - loss of {baseline} (nats per token)")
     set_ticks(ax, {x for line in shown.values() for x in line.index})
     name_ends(ax, ends)
