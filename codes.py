@@ -103,10 +103,10 @@ def code_bits(vocab_size):
     return max(1, (vocab_size - 1).bit_length())
 
 
-def binary_code(ids, bits):
+def binary_code(ids, bits, dtype=torch.float32):
     """The `bits` lowest bits of each id, least significant first, as 0.0 and 1.0. 2605.09751.
     (...) int -> (..., K) float."""
-    return ((ids.unsqueeze(-1) >> torch.arange(bits, device=ids.device)) & 1).float()
+    return ((ids.unsqueeze(-1) >> torch.arange(bits, device=ids.device)) & 1).to(dtype)
 
 
 def tile(code, width):
@@ -171,7 +171,8 @@ class BinaryEmbedding(FixedCode):
         if code_levels not in ("bits", "signs"):
             raise ValueError(f"code_levels='{code_levels}': must be one of bits, signs")
         self.bits, self.signs = code_bits(vocab_size), code_levels == "signs"
-        self.code_width = self.bits if A is None else len(A)
+        self.affine = A is not None
+        self.code_width = len(A) if self.affine else self.bits
         self.register_buffer("A", A)
         self.register_buffer("b", b)
         self.register_buffer("scale", torch.ones(()), persistent=False)  # follows .to(dtype)
@@ -187,10 +188,10 @@ class BinaryEmbedding(FixedCode):
         self.set_form(form)
 
     def code(self, ids):
-        code = binary_code(ids, self.bits)
-        if self.A is not None:
+        code = binary_code(ids, self.bits, self.scale.dtype)
+        if self.affine:
             code = affine_code(code, self.A, self.b)
-        return (2 * code - 1 if self.signs else code).to(self.scale.dtype)
+        return 2 * code - 1 if self.signs else code
 
     def lift(self, code):
         if self.W is not None:

@@ -23,7 +23,7 @@ import numpy as np
 
 from lib.config import compose, near, parse_value
 from lib.errors import InputError, Parser, run, write_atomic
-from lib.pages import answers, grid_table, not_reached, page, records, sections, whole_page
+from lib.pages import answers, grid_table, page, records, sections, whole_page
 from lib.results import (NO_ARM, SILENT, arms_of, difference, find_runs, finished_runs,
                          must_match, order, provenance, read_tsv, select)
 from lib.stats import holm, paired, residual_deviations, summary, verdict
@@ -187,13 +187,13 @@ def compare_folders(folder, baseline, main, deviations, notes):
     return others
 
 
-def tune(paths, default, out):
+def tune(paths, out):
     """--tune: what a grid chose, as a table; with `out` as OUT.json and OUT.md."""
     notes = []
     runs = sorted(find_runs(paths, notes), key=order)
     if not runs:
         raise InputError(f"no runs of a grid below {', '.join(paths)}")
-    table = choose(runs, setting(vars(compose([default])[0])) if default else None)
+    table = choose(runs)
     notes += provenance(runs)
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
@@ -214,7 +214,6 @@ def main():
     parser.add_argument("--base", metavar="VALUE", help="with --by: the value that the others are "
                         "compared with (default: that of the config file)")
     parser.add_argument("--tune", action="store_true", help="the runs are a grid: choose from it")
-    parser.add_argument("--default", help="with --tune: the config whose rates nobody tuned")
     parser.add_argument("--out", help="write OUT.md, OUT.json and OUT.png")
     parser.add_argument("--answers", metavar="FILE", help="write the planned answers, ten lines")
     parser.add_argument("--records", metavar="FILE", help="write the table of records")
@@ -222,26 +221,28 @@ def main():
     for path in filter(None, (args.out, args.answers, args.records)):
         refuse_folder(path)
     others = args.by or args.answers or args.records or args.baseline
-    if args.base and not args.by or args.default and not args.tune or args.tune and others:
-        raise InputError("--base goes with --by, --default with --tune, --tune with --out alone")
+    if args.base and not args.by or args.tune and others:
+        raise InputError("--base goes with --by, --tune with --out alone")
     if args.tune:
-        return tune(args.runs, args.default, args.out)
+        return tune(args.runs, args.out)
 
     notes, folder = [], args.runs[0] if len(args.runs) == 1 and not args.by else None
     if args.by:
         found = read_values(args.runs, args.by, args.base, notes)
     else:
         found = read_comparison(args.runs, [folder] if folder else [], args.baseline, notes)
-    found = compare_horizons(found) | {"others": [], "lacking": (0, 0, "")}
+    found, plan = compare_horizons(found) | {"others": []}, []
     tables, result = found["tables"], found["results"][0]
     if folder:
         found["others"] = compare_folders(folder, found["baseline"], tables[0],
                                           result["deviations"], notes)
         there = {name for one in (found, *found["others"]) for table in one["tables"]
                  for name in table["name"]}
-        found["lacking"] = not_reached(folder, there)
-        if found["lacking"][1]:
-            notes.insert(0, "planned and not compared: {} of {} runs".format(*found["lacking"]))
+        plan = [row["name"] for row in read_tsv(folder, "plan.tsv")
+                if "tuning/" not in row["name"]]
+        if left := [name for name in plan if str(Path(folder) / name) not in there]:
+            notes.insert(0, f"planned and not compared: {len(left)} of {len(plan)} runs, "
+                         + ", ".join(left))
     untuned = [arm for arm, a in result["arms"].items() if a["tuned"] in (None, "not tuned")]
     if untuned and not args.by:
         notes.insert(0, f"not tuned, no grid has them: {', '.join(untuned)}")
@@ -261,7 +262,7 @@ def main():
         print(f"{title}\n\n{rows or words}\n")
     if args.out:
         from lib.plots import answer_picture, curves_picture
-        if found["lacking"][1]:  # of a plan, which has codes of several widths and horizons
+        if plan:  # it has codes of several widths, and horizons
             figure = answer_picture(tables, found["others"], found["baseline"])
         else:
             figure = curves_picture(tables[0])

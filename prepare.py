@@ -228,7 +228,10 @@ def finish(args, final, folder, tok, meta):
         print(f"{skipped:,} rows without text were skipped")
     if fits < 256:
         print(f"block_size=256 does not fit so little text; train.py --block_size={fits} does")
-    print("codes that read a token's first P bytes:", *tokenizer.code_report(tok), sep="\n  ")
+    for P in (16, 32):
+        longer, shared = tokenizer.unseen(tokenizer.token_bytes(tok), P)
+        print(f"codes that read a token's first {P} bytes: {longer:,} tokens are longer, "
+              f"{shared:,} have the vector of another")
 
 
 # ---- the command -------------------------------------------------------------------------------

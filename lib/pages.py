@@ -1,7 +1,6 @@
 """A comparison as a page of Markdown, the ten lines of its answers, and the table of records."""
 import math
 from datetime import datetime, timezone
-from pathlib import Path
 
 from lib.config import ROOT
 from lib.errors import InputError, this_command
@@ -30,7 +29,7 @@ def sections(tables, result, equal):
         yield (question or "Values", f"Not run: {lacking}." if lacking else "",
                gap_table(made) if made else "")
     asked = [c for c in [*planned, *exploratory] if c["question"] and c["gap"]]
-    apart = [taken_apart(tables[0], c, asked) for c in asked if c["kind"] == "exploratory"]
+    apart = [taken_apart(tables[0], c) for c in asked if c.get("through")]
     if any(apart):
         yield "The published contrast taken apart", "\n\n".join(filter(None, apart)), ""
     if asked and tables[0]["seen"].notna().all():
@@ -69,24 +68,15 @@ def group_by(key, rows):
     return groups
 
 
-def halves(c, others):
-    """A contrast as two of the others, arm - X and X - base; [c] where no two of them fit."""
-    return next(([one, other] for one in others for other in others
-                 if (c["arm"], one["base"], c["base"])
-                 == (one["arm"], other["arm"], other["base"])), [c])
-
-
-def taken_apart(table, c, asked):
-    """A contrast as a sum of two others, and these as sums within their own questions: a line that
-    adds up, over the seeds that all arms have; "" of one that is no sum."""
-    terms = [half for part in halves(c, asked)
-             for half in halves(part, group_by("question", asked)[part["question"]])]
-    if len(terms) == 1:
+def taken_apart(table, c):
+    """A contrast as the sum of its steps from arm to arm: a line that adds up, over the seeds that
+    all these arms have; "" without any."""
+    arms = [c["arm"], *c["through"].split(), c["base"]]
+    losses = table.pivot(index="seed", columns="arm", values="loss").reindex(columns=arms).dropna()
+    if losses.empty:
         return ""
-    losses = table.pivot(index="seed", columns="arm", values="loss")
-    losses = losses[[c["arm"], *(term["base"] for term in terms)]].dropna()
     gaps = -losses.mean().diff().iloc[1:]
-    words = " ".join(f"{gap:+.3f} ({contrast_name(term)})" for gap, term in zip(gaps, terms))
+    words = " ".join(f"{gap:+.3f} ({arm} - {base})" for gap, arm, base in zip(gaps, arms, arms[1:]))
     return (f"{contrast_name(c)}: {gaps.sum():+.3f} = {words}, in nats, the mean over seeds "
             f"{numbers(losses.index)}.")
 
@@ -101,24 +91,6 @@ def seen_table(table, contrasts):
     head = [f"{group} times ({100 * share:.0f} % of tokens)"
             for group, (_, share) in seen.iloc[0].items()]
     return markdown_table(["contrast", "seeds", *head], rows)
-
-
-def not_reached(folder, there):
-    """What FOLDER/plan.tsv has and the comparison has not (paths `there`): (how many, of how many,
-    a table by item)."""
-    plan = [row for row in read_tsv(folder, "plan.tsv") if "tuning/" not in row["name"]]
-    lacking, rows = 0, []
-    for item, runs in group_by("item", plan).items():
-        left = [dict(zip(("arm", "-s", "seed"), row["name"].rpartition("-s"))) for row in runs
-                if str(Path(folder) / row["name"]) not in there]
-        seeds = {arm: ", ".join(row["seed"] for row in same)
-                 for arm, same in group_by("arm", left).items()}
-        which = [f"{', '.join(arm for arm in seeds if seeds[arm] == same)} (seed {same})"
-                 for same in dict.fromkeys(seeds.values())]
-        if left:
-            rows.append([item, f"{len(left)} of {len(runs)}", "; ".join(which)])
-        lacking += len(left)
-    return lacking, len(plan), markdown_table(["item", "not run", "which"], rows)
 
 
 def setting_of(run):
@@ -160,21 +132,15 @@ def page(found, notes, name):
                   + setting_of(other["tables"][0]["run"].iloc[0]),
                   gap_table(asked) if asked else "", arm_table(first),
                   horizon_table(other["equal"]) if other["equal"] else ""]
-    lacking, planned, which = found["lacking"]
-    if lacking:
-        parts += ["## Planned and not reached",
-                  f"{lacking} of {planned} runs, by item of results/PLAN.md.", which]
     published = read_tsv(ROOT / "lib", "published.tsv")
     parts += ["## Published", markdown_table(published[0], map(dict.values, published)),
               "## What made these numbers", f"Every run: {setting_of(runs[0])}"]
     if tuning:
         steps = " and ".join(f"{r['steps']:,}" for r in results)
-        first, *again = tuning["seeds"]
-        again = f", its best points again on seed {numbers(again)}" if again else ""
-        parts.append(f"A tuned arm's setting was chosen by a grid of {tuning['steps']:,} steps on "
-                     f"seed {first}{again}. It is used here at {steps} steps; whether the best "
-                     "setting moves with the horizon was not checked. Tuning and judging share the "
-                     "validation documents.")
+        parts.append(f"A tuned arm's setting was chosen by a grid of {tuning['steps']:,} steps "
+                     f"(seed {numbers(tuning['seeds'])}). It is used here at {steps} steps; "
+                     "whether the best setting moves with the horizon was not checked. Tuning and "
+                     "judging share the validation documents.")
     title = f"{name}: {len(result['arms'])} arms, {len(tables[0])} runs"
     text, made = whole_page(title, notes, parts, runs)
     return text, made | result | {

@@ -1,4 +1,5 @@
 """log.jsonl and eval.npz of many runs -> one table, and which of the runs can be compared."""
+import csv
 import json
 import math
 import re
@@ -23,8 +24,8 @@ NO_ARM = {*BITS, *SILENT}
 # Runs that differ in these alone are horizons of one comparison.
 HORIZON = ("max_steps", "warmup_steps")
 
-# Tables with tabs, and their columns: the planned runs; the questions, exploratory where the kind
-# is not "confirmatory"; figures of the papers.
+# The columns of the planned runs; of the questions, exploratory where the kind is not
+# "confirmatory", whose column "through" may name arms on the way; of the papers' figures.
 COLUMNS = {"plan.tsv": ["item", "name", "arguments"],
            "contrasts.tsv": ["question", "arm", "base", "kind"],
            "published.tsv": ["what", "figure", "value"]}
@@ -132,15 +133,27 @@ def read_evaluation(run):
         raise InputError(f"{path} is damaged or of another kind ({error})") from None
 
 
+def read_table(path, columns):
+    """A table with tabs and a head, quoted as csv's -> list of dicts, each with text in every one
+    of `columns`. InputError if it is not that."""
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            rows = list(csv.DictReader(file, delimiter="\t", strict=True))
+    except (ValueError, csv.Error) as error:
+        raise InputError(f"{path}: cannot be read ({error})") from None
+    if not rows:
+        raise InputError(f"{path}: there are no rows in it")
+    for i, row in enumerate(rows, 1):
+        if None in row or not all(map(row.get, columns)):  # None: of cells beyond the head
+            raise InputError(f"{path}, row {i}: no text in one of {', '.join(columns)}, or more "
+                             "cells than columns")
+    return rows
+
+
 def read_tsv(folder, name):
-    """FOLDER/plan.tsv or its like -> its rows, a list of dicts; [] where there is none."""
+    """The rows of FOLDER/plan.tsv or its like; [] where there is none."""
     path = Path(folder) / name
-    if not path.is_file():
-        return []
-    head, *rows = [line.split("\t") for line in path.read_text().splitlines()] or [[]]
-    if head != COLUMNS[name] or any(len(row) != len(head) for row in rows):
-        raise InputError(f"{path}: a line is {', '.join(COLUMNS[name])}, with tabs between them")
-    return [dict(zip(head, row)) for row in rows]
+    return read_table(path, COLUMNS[name]) if path.is_file() else []
 
 
 def must_match(run, free=()):
@@ -167,13 +180,9 @@ def drop_clashes(runs, notes):
         batches = tuple(config[key] for key in ("seed", "block_size", "batch_size",
                                                 "gradient_accumulation_steps"))
         claims = [(("arm", arm), keys, "not comparable: its arm has other keys in {}"),
-                  (("keys", keys, run.get("by")), arm, "it is the arm of {} under another name"),
                   (("run", arm, config["seed"]), i, "{} is the same arm and seed")]
         claims += [((batches, record["step"]), record.get("batch_crc"),
                     "not comparable: it saw other batches than {}") for record in run["steps"]]
-        claims += [((batches[1:], record["step"], record["batch_crc"]), config["seed"],
-                    "its batches are those of {}, whose seed is another")
-                   for record in run["steps"][:1] if "batch_crc" in record]
         clashes = [text.format(first[what][0]) for what, value, text in claims
                    if what in first and first[what][1] != value]
         if clashes:

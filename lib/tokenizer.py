@@ -12,7 +12,6 @@ import base64
 import functools
 import json
 import re
-import unicodedata
 import zlib
 from collections import Counter
 from pathlib import Path
@@ -249,12 +248,6 @@ def make(spec, training_text):
                      "OWNER/NAME)")
 
 
-SCRIPTS = {"ARABIC", "ARMENIAN", "BENGALI", "CJK", "CYRILLIC", "DEVANAGARI", "ETHIOPIC", "GEORGIAN",
-           "GREEK", "GUJARATI", "GURMUKHI", "HANGUL", "HEBREW", "HIRAGANA", "KANNADA", "KATAKANA",
-           "KHMER", "LAO", "LATIN", "MALAYALAM", "MONGOLIAN", "MYANMAR", "ORIYA", "SINHALA",
-           "SYRIAC", "TAMIL", "TELUGU", "THAI", "TIBETAN"}
-
-
 def token_bytes(tokenizer):
     """The true bytes of every id, a list; b"" for an id that has none. Not `decode([id]).encode()`:
     344 of GPT-2's tokens are no UTF-8 on their own. tokenizer: one of this file, of tiktoken, of
@@ -280,38 +273,9 @@ def id_type(tok):
     return np.dtype(np.uint16 if tok.vocab_size <= 2**16 else np.uint32)
 
 
-def script_of(text):
-    """The script of a token's letters, as their Unicode names say ("Latin", ...; "mixed" for
-    several, "other" for none of SCRIPTS); without letters "bytes" (it has a part of a character,
-    U+FFFD), "digits", "punctuation", "space" or "other"."""
-    categories, scripts = [unicodedata.category(c)[0] for c in text], set()
-    for c, category in zip(text, categories):
-        name = unicodedata.name(c, "").removeprefix("FULLWIDTH ").removeprefix("HALFWIDTH ")
-        word = name.partition(" ")[0]
-        if category in "LM" and word in SCRIPTS:
-            scripts.add("CJK" if word == "CJK" else word.capitalize())
-        elif category == "L":  # a mark may belong to no script
-            scripts.add("other")
-    if scripts:
-        return scripts.pop() if len(scripts) == 1 else "mixed"
-    others = {"bytes": "\ufffd" in text, "digits": "N" in categories,
-              "punctuation": "P" in categories or "S" in categories, "space": text.isspace()}
-    return next((kind for kind, is_it in others.items() if is_it), "other")
-
-
-def by_script(strings, what):
-    """Byte strings -> how many there are, and of which scripts: "3 WHAT (Latin 2, bytes 1)"."""
-    scripts = Counter(script_of(raw.decode(errors="replace")) for raw in strings)
-    named = ", ".join(f"{script} {count:,}" for script, count in scripts.most_common())
-    return f"{len(strings):,} {what}" + (f" ({named})" if named else "")
-
-
-def code_report(tok, pos_dims=(16, 32)):
-    """What a code that reads a token's first P bytes cannot tell apart, a line for each P."""
-    strings = [raw for raw in token_bytes(tok) if raw]  # an id without a token is never read
-    for P in pos_dims:
-        holders = Counter(raw[:P] for raw in strings)
-        longer = by_script([raw for raw in strings if len(raw) > P], "are longer")
-        shared = by_script([raw for raw in strings if holders[raw[:P]] > 1],
-                           "have the vector of another")
-        yield f"P = {P}: {longer}; {shared}"
+def unseen(strings, pos_dim):
+    """What a code that reads a token's first P bytes does not see: how many of some byte strings
+    are longer, and how many share their first P bytes with another; b"" is never read."""
+    holders = Counter(raw[:pos_dim] for raw in strings if raw)
+    longer = sum(len(raw) > pos_dim for raw in strings)
+    return longer, sum(count for count in holders.values() if count > 1)

@@ -13,7 +13,6 @@ from lib.results import BITS, HORIZON, difference, must_match, plain_arm, unfini
 # What a grid may vary, with the value of who says nothing.
 KEYS = {"learning_rate": None, "min_lr": None, "embed_lr_mult": 1.0, "embed_std": 0.0,
         "input_multiplier": 1.0}
-UNTUNED = {key: usual for key, usual in KEYS.items() if usual is not None}
 # An axis of a grid: the key of a point, and the keys that a step on it moves.
 AXES = {"learning rate": ("learning_rate", ("learning_rate", "min_lr")),
         "r": ("r", ("embed_lr_mult",)),  # embed_lr_mult / scale
@@ -53,10 +52,10 @@ def grid_point(run):
                               "again": {}}
 
 
-def choose(runs, default=None):
+def choose(runs):
     """Tuning runs -> the table that tuning.json holds. The lowest of their seeds is the grid's; its
     best points may have been run again on others. An arm's choice is the point of lowest loss, the
-    mean over seeds among those with most seeds. `default` is the setting that nobody tuned."""
+    mean over seeds among those with most seeds."""
     grids, arms, keys = {}, {}, {}
     seeds = sorted({run["header"]["config"]["seed"] for run in runs})
     for run in sorted(runs, key=lambda run: run["header"]["config"]["seed"]):
@@ -88,7 +87,7 @@ def choose(runs, default=None):
         arms[base if bases.count(base) == 1 else arm] = {
             "arm": arm, "keys": keys[arm], "best": best, "edges": edges(grid, best),
             "grid": grid}
-    return {"seeds": seeds, "steps": runs[0]["header"]["config"]["max_steps"], "default": default,
+    return {"seeds": seeds, "steps": runs[0]["header"]["config"]["max_steps"],
             "settings": must_match(runs[0], KEYS), "arms": arms}
 
 
@@ -139,34 +138,28 @@ def read_tuning(path):
         for row in table["arms"].values():
             row["keys"] = arm_keys(asdict(Config()) | row["keys"])  # of arms that came later too
             setting(row["best"])
-        return {key: table[key] for key in ("seeds", "steps", "default", "settings", "arms")}
+        return {key: table[key] for key in ("seeds", "steps", "settings", "arms")}
     except (ValueError, TypeError, KeyError, AttributeError):
         raise InputError(f"{path}: not a table of compare.py --tune") from None
 
 
 def tuned_name(run, table):
     """What a run is called in a tuned comparison, and how its setting was come by: (name, how).
-    how is "tuned", "default", "usual" (the chosen learning rate, all else untuned), "as ARM"
-    (of its family) or "not tuned". (None, why) for a run of a tuned arm at none of these."""
+    how is "tuned", "as ARM" (of its family) or "not tuned". (None, why) for a run of a tuned arm at
+    another setting."""
     full, config = plain_arm(run["arm"], KEYS), run["header"]["config"]
     mine = setting(config)
-    at_default = mine == table["default"]
     for name, row in table["arms"].items():  # bpe_untied_fast can be the tuned bpe_untied
         if (mine, arm_keys(config)) == (setting(row["best"]), row["keys"]):
             return name, "tuned"
     for name, row in table["arms"].items():
         if full in (name, row["arm"]):
-            best = setting(row["best"])
-            if at_default:
-                return f"{name}_default", "default"
-            if mine == best | UNTUNED:
-                return f"{name}_usual", "usual"
             return None, (f"{describe_setting(mine)} is not what the grid chose "
-                          f"({describe_setting(best)})")
+                          f"({describe_setting(row['best'])})")
     family = full.split(",")[0]
     if family in table["arms"] and mine == setting(table["arms"][family]["best"]):
         return full, f"as {family}"
-    return full, "default" if at_default else "not tuned"
+    return full, "not tuned"
 
 
 def name_runs(runs, tuning, notes):

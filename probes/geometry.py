@@ -1,6 +1,5 @@
 """Which tokens are nearest in Kronecker space, and which in the input tables of public models? What
 does the code have rows for, and what does it confuse?"""
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -74,11 +73,9 @@ def study_model(model, tensor, words):
 def what_p_does(strings, pos_dim):
     """Of a vocabulary's byte strings: {"longer": how many have more than P bytes, "share": how many
     share their first P bytes with another, "rows": how many rows of W some token sums}."""
-    holders = Counter(raw[:pos_dim] for raw in strings if raw)
+    longer, share = tokenizer.unseen(strings, pos_dim)
     embedding = KroneckerEmbedding(len(strings), 1, strings, pos_dim)
-    return {"longer": sum(len(raw) > pos_dim for raw in strings),
-            "share": sum(count for count in holders.values() if count > 1),
-            "rows": embedding.params_in_use(len(strings))}
+    return {"longer": longer, "share": share, "rows": embedding.params_in_use(len(strings))}
 
 
 def read_strings(source):

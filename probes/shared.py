@@ -1,5 +1,4 @@
 """What the probes share: runs and prompts in, words, neighbours, intervals, a page out."""
-import csv
 import math
 import os
 import sys
@@ -17,7 +16,7 @@ from lib.config import ROOT
 from lib.errors import InputError
 from lib.plots import arm_style
 from lib.provenance import describe_machine
-from lib.results import order, plain_arm, read_run, refuse_unmatched
+from lib.results import order, plain_arm, read_run, read_table, refuse_unmatched
 from lib.run_folder import load_checkpoint, load_model
 from lib.stats import DRAWS, document_interval
 from lib.tables import save_results
@@ -100,19 +99,9 @@ def paired(a, b, key):
 # ---- prompts in --------------------------------------------------------------------------------
 
 def read_rows(path, columns, template=None, count=1):
-    """A TSV file with a head, quoted as csv's -> list of dicts, each with text in every one of
-    `columns`, and {} `count` times in the column `template`. InputError if it is not that."""
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.DictReader(file, delimiter="\t", strict=True))
-    except (ValueError, csv.Error) as error:
-        raise InputError(f"{path}: cannot be read ({error})") from None
-    if not rows:
-        raise InputError(f"{path}: there are no rows in it")
+    """As `read_table`, with {} `count` times in the column `template`."""
+    rows = read_table(path, columns)
     for i, row in enumerate(rows, 1):
-        if None in row or not all(map(row.get, columns)):  # None: of cells beyond the head
-            raise InputError(f"{path}, row {i}: no text in one of {', '.join(columns)}, or more "
-                             "cells than columns")
         if template and row[template].count("{}") != count:
             raise InputError(f"{path}, row {i}: the {template} needs exactly {count} {{}}")
     return rows

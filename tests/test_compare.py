@@ -55,7 +55,7 @@ def write_tsv(path, *rows):
     path.write_text("".join("\t".join(row) + "\n" for row in rows))
 
 
-CONTRAST = ["question", "arm", "base", "kind"]
+CONTRAST = ["question", "arm", "base", "kind", "through"]
 
 
 def results(folder, baseline="bpe_tied", pairs=()):
@@ -202,9 +202,7 @@ def test_files_that_are_none_are_refused(tmp_path, refuse):
     (dict(arm="bpe_tied", name="other", code_form="table", dtype="bfloat16"),
      "out/bpe_tied-s1 is the same arm and seed"),
     (dict(arm="bpe_tied,code_form=table", name="form"), "out/bpe_tied-s1 is the same arm and seed"),
-    (dict(arm="mine", seed=2, code="learned", head="tied"), "it is the arm of out/bpe_tied-s1"),
     (dict(arm="bpe_tied", seed=2, rank=3), "its arm has other keys in out/bpe_tied-s1"),
-    (dict(arm="bpe_tied", seed=2, crc=-1), "its batches are those of out/bpe_tied-s1, whose seed"),
     (dict(header={"data": {"train": "9"}}), "data is {'train': '0', 'val': '1'} in out/bpe_tied")])
 def test_unfair_pairs_are_never_compared(tmp_path, call, capsys, change, named):
     """One thing changed in one run of a pair: it is left out, and the first difference named. What
@@ -214,7 +212,7 @@ def test_unfair_pairs_are_never_compared(tmp_path, call, capsys, change, named):
     assert call(compare.main, cwd=tmp_path) == 0
     said = capsys.readouterr()
     assert named in said.err and "3.0000" not in said.out and "4.0000" in said.out
-    with pytest.raises(InputError, match="same arm and seed|not comparable|another"):
+    with pytest.raises(InputError, match="same arm and seed|not comparable"):
         found.refuse_unmatched(found.finished_runs([tmp_path / "out"], []))
 
 
@@ -269,7 +267,8 @@ def test_what_makes_a_table_worth_less_stands_first(tmp_path, call, capsys, monk
 @pytest.fixture
 def rates(tmp_path):
     """kron at three learning rates, min_lr in proportion, over three seeds; 2e-3 in its command."""
-    command = "python train.py results/tiny/default.py configs/kron.py --learning_rate=2e-3"
+    command = "python train.py default.py configs/kron.py --learning_rate=2e-3"
+    (tmp_path / "default.py").write_text("learning_rate = 1e-3")
     losses = {1e-3: (4.4, 4.5, 4.6), 1e-2: (4.21, 4.3, 4.4), 2e-3: (4.3, 4.4, 4.51)}
     for rate in losses:
         for seed, loss in enumerate(losses[rate]):
@@ -307,8 +306,8 @@ def test_by_a_key_that_changes_bits_or_batches(tmp_path, call, capsys, key, a, b
     (["--by=seed"], "--by=seed: not a key"),
     (["--by=n_head"], "no two runs differ in n_head alone"),
     (["--by=learning_rate", "--base=5"], "another of 0.001, 0.002, 0.01"),
-    (["--base=5"], "--base goes with --by"), (["--default=x"], "--default with --tune"),
-    (["--tune", "--answers=x"], "--tune with --out alone"), (["--out=."], "is a folder"),
+    (["--base=5"], "--base goes with --by"), (["--out=."], "is a folder"),
+    (["--tune", "--answers=x"], "--tune with --out alone"),
     (["--records=out/qr-s1/log.jsonl/x"], "log.jsonl is a file, not a folder")])
 def test_by_and_options_that_cannot_be(rates, refuse, options, named):
     assert named in refuse(compare.main, *options, cwd=rates)
@@ -335,18 +334,17 @@ def grid(tmp_path):
 
 @pytest.fixture
 def tuned(tmp_path, grid, call):
-    """The grid's table in results/a, and three seeds of each arm at its choice, of bpe_untied at
-    the default and at the usual setting; three contrasts beside the table."""
-    argv = ("--tune", "out/grid", "--out=results/a/tuning", "--default=results/tiny/default.py")
+    """The grid's table in results/a, and three seeds of each arm at its choice and of the usual
+    table; three contrasts beside the table."""
+    argv = ("--tune", "out/grid", "--out=results/a/tuning")
     assert call(compare.main, *argv, cwd=tmp_path) == 0
     write_tsv(tmp_path / "results" / "a" / "contrasts.tsv", CONTRAST,
-              ["Is it better tuned?", "bpe_untied_fast", "bpe_untied_default", "confirmatory"],
+              ["Is it better tuned?", "bpe_untied_fast", "bpe_untied_usual", "confirmatory"],
               ["Does spelling help?", "kron", "kron_shuffled", "confirmatory"],
               ["And low rank?", "lowrank,rank=32", "kron", "exploratory"])
     for arm, loss, options in (
-            ("bpe_untied", 4.3, {}), ("kron", 3.9, RATES | {"embed_lr_mult": 0.25}),
+            ("bpe_untied_usual", 4.3, {}), ("kron", 3.9, RATES | {"embed_lr_mult": 0.25}),
             ("bpe_untied_fast", 3.8, RATES | {"embed_lr_mult": 4.0}),
-            ("bpe_untied,learning_rate=0.002", 3.95, RATES),
             ("lowrank,rank=32", 3.91, RATES | {"rank": 32})):
         for seed in (11, 12, 13):
             made_up_run(tmp_path, arm, seed, loss + 0.005 * math.cos(seed * loss), **options)
@@ -362,7 +360,6 @@ def test_a_grid_chooses_each_arms_lowest_loss(tuned):
     assert best == {"bpe_untied": 4, "kron": 0.25, "lowrank": 1}
     assert (arms["lowrank"]["arm"], arms["lowrank"]["edges"]) == ("lowrank,rank=32", [])
     assert [point["r"] for point in arms["kron"]["grid"]] == [12.5, 50, 200]
-    assert table["default"] == {"learning_rate": 1e-3, "min_lr": 1e-4} | tuning.UNTUNED
     assert "**chosen** of 4" in page and page.count("chosen") == 3
     assert re.search(r"4.4000, 4.1000 +\| \*\*chosen", page)
 
@@ -408,20 +405,19 @@ def test_tuned_arms_are_compared_at_their_own_settings(tuned, call, capsys):
     made_up_run(tuned, "kron,pos_dim=4", 11, 3.1, pos_dim=4, **kron)
     assert call(compare.main, "--out=results/tiny", "--answers=a.md", cwd=tuned) == 0
     said = capsys.readouterr().err
-    for line in ("out/kron-s100: seed 100 chose the settings", "no grid has them: qr",
+    for line in ("out/kron-s100: seed 100 chose the settings", "has them: bpe_untied_usual, qr",
                  "out/kron-s14: 0.004 is not what the grid chose (0.002, input rate × 0.25)"):
         assert line in said
     saved = json.loads((tuned / "results" / "tiny.json").read_text())
     assert saved["tuned"] == "results/a/tuning.json"
     assert {arm: a["tuned"] for arm, a in saved["arms"].items()} == {
-        "bpe_untied": "tuned", "bpe_untied_default": "default", "bpe_untied_usual": "usual",
-        "lowrank": "tuned", "qr": "not tuned", "kron": "tuned", "kron,pos_dim=4": "as kron"}
+        "bpe_untied": "tuned", "bpe_untied_usual": "not tuned", "lowrank": "tuned", "qr": "not tuned", "kron": "tuned", "kron,pos_dim=4": "as kron"}
     assert saved["arms"]["bpe_untied"]["setting"] == "0.002, input rate × 4"
     assert [(c["question"], c["verdict"]) for c in saved["planned"]] == [
         ("Is it better tuned?", ["lower"])]  # the question that these runs can answer
     assert pair_of(saved, "lowrank", "kron")["gap"]["mean"] == pytest.approx(0.01, abs=0.01)
     page = (tuned / "results" / "tiny.md").read_text()
-    assert re.search(r"grid of 60 steps on seed 100\b.*\. It is used here at 100", page)
+    assert "grid of 60 steps (seed 100, 101). It is used here at 100" in page
     assert re.match(r"\*\*No\. With 600 trained input parameters, bpe_untied ends 0.(49|50)",
                     (tuned / "a.md").read_text())
 
@@ -464,7 +460,7 @@ def planned_runs(tmp_path):
               ["q2?", "kron", "bpe_untied", "confirmatory"],
               ["q2?", "bpe_untied", "bpe_untied_usual", "confirmatory"],
               ["q3?", "bpe_untied_usual", "bpe_tied_usual", "exploratory"],
-              ["published?", "kron", "bpe_tied_usual", "exploratory"])
+              ["published?", "kron", "bpe_tied_usual", "exploratory", "bpe_untied bpe_untied_usual"])
     plan = [["2", f"{arm}-s{seed}", "-"] for arm in ("qr", "wide-100", "bpe_untied-100")
             for seed in (21, 22, 23)]
     write_tsv(tmp_path / "out" / "plan.tsv", ["item", "name", "arguments"],
@@ -475,13 +471,12 @@ def planned_runs(tmp_path):
 def test_the_page_of_a_plan(planned_runs, call):
     """A table for each question; the published contrast as a sum that adds up; gaps by how often
     training saw the token; horizons over their common seed, where one has the deviation of the
-    other; what was not reached, by item; two pictures."""
+    other; what was not reached; two pictures."""
     assert call(compare.main, "out", "--baseline=bpe_untied", "--out=p", cwd=planned_runs) == 0
     page = (planned_runs / "p.md").read_text()
     places = [page.index(title) for title in (
         "# p: 5 arms", "Read this first", "](p.png)", "## q1?", "## The published contrast",
-        "## By how", "## Horizons", "## Arms", "## Other", "## In float32", "## Planned and not",
-        "## What made")]
+        "## By how", "## Horizons", "## Arms", "## Other", "## In float32", "## What made")]
     assert places == sorted(places)
     whole, *terms = map(float, re.search(
         r"kron - bpe_tied_usual: (\S+) = (\S+) \(kron - bpe_untied\) (\S+) \(bpe_untied - "
@@ -493,9 +488,9 @@ def test_the_page_of_a_plan(planned_runs, call):
     assert row.split("|")[3].strip() == "+0.000 ± 0.000" and "+1.1" in row.split("|")[4]
     assert "Not run: wide - qr." in page
     assert re.search(r"kron - bpe_untied +\| 21 +\| (\+0\.1\S+ \[.*\]) +\| \1", page)
-    assert "| 5 of 9  | qr (seed 21, 22, 23); wide-100, bpe_untied-100 (seed 23) |" in page
     assert re.search(r"\(Student, Holm\) are .*kron - bpe_untied_usual lower \(p 0.0", page)
-    assert "planned and not compared: 5 of 10 runs" in page
+    assert ("planned and not compared: 5 of 10 runs, qr-s21, qr-s22, qr-s23, wide-100-s23, "
+            "bpe_untied-100-s23\n") in page
     assert re.search(r"bpe_untied - bpe_untied in float32 .*-0.01", page)
 
 
@@ -532,7 +527,7 @@ def test_answers_and_records(planned_runs, call, refuse):
               ["q1?", "kron", "bpe_untied", "confirmatory"])
     assert call(compare.main, *argv, cwd=planned_runs) == 0
     assert (planned_runs / "a.md").read_text().startswith("**Yes, for the lowest loss among these")
-    write_tsv(planned_runs / "out" / "contrasts.tsv", CONTRAST)
+    write_tsv(planned_runs / "out" / "contrasts.tsv", CONTRAST, ["q1?", "kron", "wide", "-"])
     assert "contrasts.tsv has" in refuse(compare.main, "out", "--answers=b", cwd=planned_runs)
 
 

@@ -18,7 +18,7 @@ from conftest import build, config_of
 from lib import tokenizer
 from lib.results import read_run
 from lib.run_folder import build_model, load_model, save_checkpoint
-from lib.tuning import UNTUNED, arm_keys
+from lib.tuning import KEYS, arm_keys
 from probes import echo, generation, geometry, layers, public, robustness, shared
 
 PAIRS = [("category", "clean", "typo"),
@@ -312,8 +312,8 @@ def test_tuned_runs_stand_side_by_side(tmp_path, call, refuse):
         arm = name.split(",")[0]
         keys = arm_keys(read_run(runs[-1])["header"]["config"])
         arms[arm] = {"arm": arm, "keys": keys, "edges": [], "grid": [point],
-                     "best": UNTUNED | point}
-    table = {"seeds": [100], "steps": 1, "default": None, "arms": arms, "settings": {"data": {}}}
+                     "best": KEYS | point}
+    table = {"seeds": [100], "steps": 1, "arms": arms, "settings": {"data": {}}}
     (tmp_path / "tuning.json").write_text(json.dumps(table))
     arms["affine"]["best"]["learning_rate"] = 8e-3
     (tmp_path / "other.json").write_text(json.dumps(table))
