@@ -4,6 +4,7 @@
     python bench.py codes configs/kron.py configs/wide.py --compile=True
     python bench.py step configs/kron.py configs/bpe_untied.py --batch_size=1
     python bench.py step configs/kron.py configs/kron.py,code_form=table
+    python bench.py step configs/tiny.py configs/kron.py configs/wide.py --minutes=8   # the steps
 
 A config file that sets `code` is an arm, with keys of its own after commas; other files and
 --key=value are train.py's and hold for all arms. `codes` times forward and backward of each input
@@ -38,16 +39,15 @@ def measure(works, rounds):
     each work once, until the GPU is done, if there is one."""
     ms = {name: [] for name in works}
     wait = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
-    for i in tqdm(range(-2, rounds), "rounds", leave=False):  # two to allocate and to compile
+    for i in tqdm(range(rounds + 2), "rounds", leave=False):
         for name, work in works.items():
             wait()
             start = time.perf_counter()
-            work(i + 2)
+            work(i)
             wait()
-            if i >= 0:
-                ms[name].append(1e3 * (time.perf_counter() - start))
-    last = list(ms.values())[-1]
-    return {name: {"ms": mine, "ratio": [a / b for a, b in zip(mine, last)]}
+            ms[name].append(1e3 * (time.perf_counter() - start))
+    last = list(ms.values())[-1][2:]  # the first two rounds allocate and compile
+    return {name: {"ms": mine[2:], "ratio": [a / b for a, b in zip(mine[2:], last)]}
             for name, mine in ms.items()}
 
 
@@ -57,14 +57,20 @@ def spread(values, digits):
     return f"{middle:,.{digits}f} ({low:,.{digits}f} - {high:,.{digits}f})"
 
 
+def steps_for(ms, minutes):
+    """How many steps every arm has so that all end in `minutes`, a multiple of 10 and at least 20.
+    ms: a step of each arm. A run of the demo also takes about 8 s to start and to be scored at its
+    end, and for validations the time of 30 steps and of every twentieth."""
+    share = (60e3 * minutes - 8e3 * len(ms)) / sum(ms)  # as many steps of every arm fit
+    return max(20, int(0.9 * (share - 30)) // 10 * 10)  # a tenth: machines grow slower
+
+
 def every_input():
     """A config file for each input that is no table, and last a table's."""
-    found = {}
-    for path in sorted((ROOT / "configs").glob("*.py")):
-        values = read_config(path) | {"head": ""}
-        if values.get("code", "learned") != "learned":
-            found.setdefault(str(values), str(path))
-    return [*found.values(), "configs/bpe_untied.py"]
+    files = {str(path): read_config(path) for path in sorted((ROOT / "configs").glob("*.py"))}
+    found = [path for path, values in files.items()
+             if values.get("head") == "table" and values.get("code", "learned") != "learned"]
+    return [*found, "configs/bpe_untied.py"]
 
 
 def read_arms(args, default, both_forms):
@@ -88,10 +94,9 @@ def read_arms(args, default, both_forms):
 def input_alone(config, data, device):
     """(forward and backward of an input as a function of the round, its memory in MB)."""
     module = build_model(asdict(config) | {"n_layer": 1}, data.tokenizer).transformer.wte.to(device)
-    forward, batches = torch.compile(module) if config.compile == "True" else module, []
-    for first in range(0, 8 * config.batch_size, config.batch_size):
-        blocks = sequence_blocks(data.blocks("train"), config.seed, first, config.batch_size)
-        batches.append(to_device(data.read("train", blocks), device)[0].flatten())
+    forward = torch.compile(module) if config.compile == "True" else module
+    blocks = sequence_blocks(data.blocks("train"), config.seed, 0, 8 * config.batch_size)
+    batches = to_device(data.read("train", blocks), device)[0].flatten().chunk(8)
     gradient = torch.randn(len(batches[0]), config.n_embd, device=device)
 
     def work(i):
@@ -117,6 +122,7 @@ def main():
     parser.add_argument("what", choices=("codes", "step"), metavar="codes|step")
     parser.add_argument("configs", nargs="*", help="config files and train.py's --key=value")
     parser.add_argument("--rounds", type=whole_number, default=11, help="how often all is measured")
+    parser.add_argument("--minutes", type=float, help="how many steps all arms can have in these")
     parser.add_argument("--out", help="write OUT.json")
     args, options = parser.parse_known_args()
     codes = args.what == "codes"
@@ -140,8 +146,11 @@ def main():
         rows.append([name, ms, ratio, *(f"{fact:,.2f}" for fact in facts.values())])
         result[name] |= facts
     print(markdown_table([args.what, "ms", f"ratio to {name}", *facts], rows))
+    if args.minutes is not None:
+        ms = [statistics.median(found["ms"]) for found in result.values()]
+        about["steps"] = steps_for(ms, args.minutes)
+        print(f"\n{statistics.mean(ms):.0f} ms a step here: {about['steps']} steps an arm")
     if args.out:
-        Path(args.out).parent.mkdir(parents=True, exist_ok=True)
         text = json.dumps(about | {"result": result}, indent=1) + "\n"
         write_atomic(f"{args.out}.json", lambda file: file.write(text.encode()))
 

@@ -254,7 +254,6 @@ def main():
     for path, text in ((args.answers, answers), (args.records, records)):
         if path:
             content = text(tables[0], result).encode()
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
             write_atomic(path, lambda file: file.write(content))
     for note in notes:
         print(f"note: {note}", file=sys.stderr)

@@ -47,20 +47,18 @@ def place(document):
     return int.from_bytes(hashlib.sha256(document.encode()).digest()[:8]) / 2**64
 
 
-def training_text(found, fraction, limit, sample):
-    """The first training documents of the sources, `limit` characters, shared as the tokens are.
-    `sample` counts them."""
-    total = limit if limit < SAMPLE else None  # a text may be far shorter than SAMPLE
+def training_text(found, fraction, limit):
+    """The first training documents of the sources, `limit` characters, shared as the tokens are."""
+    total, read = limit if limit < SAMPLE else None, 0  # a text may be far shorter than SAMPLE
     with tqdm(desc="training a tokenizer", total=total, unit=" characters", unit_scale=1) as bar:
         for source in found:
-            wanted = sample["characters"] + limit * source.share
+            wanted = read + limit * source.share
             for document, _ in itertools.chain.from_iterable(source.batches(source.start)):
-                if sample["characters"] >= wanted:
+                if read >= wanted:
                     break
                 if document and place(document) >= fraction:
                     yield document
-                    sample["documents"] += 1
-                    sample["characters"] += len(document)
+                    read += len(document)
                     bar.update(len(document))
 
 
@@ -101,8 +99,7 @@ def encode(folder, found, tok, wanted, state):
             for file in files.values():
                 file.flush()
                 os.fsync(file.fileno())
-            raw = json.dumps(state).encode()
-            write_atomic(folder / "state.json", lambda file: file.write(raw))
+            write_atomic(folder / "state.json", lambda file: file.write(json.dumps(state).encode()))
             return time.monotonic()
 
         for split, file in files.items():
@@ -122,7 +119,6 @@ def encode(folder, found, tok, wanted, state):
                 files[split].write(np.array([*ids, tok.eot], dtype).tobytes())
                 tokens[split] += len(ids) + 1
                 counts["tokens"] += len(ids) + 1
-                counts["documents"] += 1
                 state["documents"][split] += 1
                 state["text_bytes"][split] += len(document.encode())
                 bar.update(len(ids) + 1)
@@ -150,13 +146,12 @@ def prepare(args, found, folder, job, state):
                                  f"{text.END_OF_TEXT} separate them in a file")
             # however few documents there are, the one with the lowest place goes to validation
             fraction = max(fraction, math.nextafter(min(map(place, opening)), 1))
-        sample = {"documents": 0, "characters": 0}
         limit = min(SAMPLE, 5 * sum(wanted.values()))
-        tok = tokenizer.make(args.tokenizer, training_text(found, fraction, limit, sample))
+        tok = tokenizer.make(args.tokenizer, training_text(found, fraction, limit))
         state = {key: {"train": 0, "val": 0} for key in ("tokens", "documents", "text_bytes")}
-        state["sources"] = {source.name: {"position": source.start, "skipped": 0, "documents": 0,
-                                          "tokens": 0} for source in found}
-        state |= {"job": job, "fraction": fraction, "sample": sample, "tokenizer": tok.state,
+        state["sources"] = {source.name: {"position": source.start, "skipped": 0, "tokens": 0}
+                            for source in found}
+        state |= {"job": job, "fraction": fraction, "tokenizer": tok.state,
                   "kept": kept_share(tok, whole[:1_000_000], args.lossy)}
     encode(folder, found, tok, wanted, state)
     for split, tokens in state["tokens"].items():
@@ -164,7 +159,7 @@ def prepare(args, found, folder, job, state):
             raise InputError(f"no text for {split} in {sum(state['documents'].values())} documents")
         if tokens < wanted[split] < math.inf:
             print(f"the text ended after {tokens:,} of {wanted[split]:,} {split} tokens")
-    recorded = "tokens", "documents", "text_bytes", "sources", "sample", "kept"
+    recorded = "tokens", "documents", "text_bytes", "sources", "kept"
     return tok, {key: state[key] for key in recorded}
 
 
@@ -229,7 +224,7 @@ def finish(args, final, folder, tok, meta):
     if fits < 256:
         print(f"block_size=256 does not fit so little text; train.py --block_size={fits} does")
     for P in (16, 32):
-        longer, shared = tokenizer.unseen(tokenizer.token_bytes(tok), P)
+        longer, shared = map(sum, tokenizer.unseen(tok.token_bytes, P))
         print(f"codes that read a token's first {P} bytes: {longer:,} tokens are longer, "
               f"{shared:,} have the vector of another")
 
@@ -308,7 +303,7 @@ def main():
     check_place(final, args.overwrite)
     found = [] if args.kind == "bins" else sources(args)
     libraries = "numpy", "tiktoken", "rustbpe", "datasets", "tokenizers"
-    job = {"command": this_command(without="--overwrite"),
+    job = {"command": this_command().replace(" --overwrite", ""),
            "versions": {"python": sys.version.split()[0]} | {n: version(n) for n in libraries},
            "sources": [[source.name, source.share, source.identity] for source in found]}
     folder.mkdir(parents=True, exist_ok=True)

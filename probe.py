@@ -25,7 +25,6 @@ def main():
     commands = parser.add_subparsers(dest="probe", required=True, metavar="|".join(PROBES))
     for name, probe in PROBES.items():
         command = commands.add_parser(name, description=probe.__doc__)
-        command.set_defaults(call=probe.main)
         if probe is not geometry:
             command.add_argument("runs", nargs="+", metavar="RUN", help="like out/tiny-kron-s1")
             command.add_argument("--tuned", help="tuning.json: the grid that chose each setting")
@@ -34,7 +33,7 @@ def main():
         command.add_argument("--out", default=f"out/probe-{name}", help="write OUT.md, .json, .png")
     args = parser.parse_args()
     refuse_folder(args.out)
-    args.call(args)
+    PROBES[args.probe].main(args)
 
 
 if __name__ == "__main__":

@@ -84,8 +84,7 @@ def show_texts(models, prompt, seed, how):
         if len(ids) > model.config.block_size:
             raise InputError(f"the prompt has {len(ids):,} tokens, the context of {name} is "
                              f"{model.config.block_size:,}")
-        ids = torch.tensor([ids], device=model.device)
-        text, = continue_text(model, tok, ids, seed, **how)
+        text, = continue_text(model, tok, torch.tensor([ids], device=model.device), seed, **how)
         # newlines alone would scroll the screen and show nothing
         texts.append((name, text if text.strip() else repr(text)[1:-1]))
     if len(texts) == 1:
@@ -103,8 +102,7 @@ def show_texts(models, prompt, seed, how):
 
 
 def bar(nats, width=24):
-    """How many times likelier, as text of a fixed width: six # a nat, > at the end of a bar that is
-    longer than `width`, then exp(nats)."""
+    """exp(nats) as text, after a bar of six # a nat that ends in > where it is cut to `width`."""
     marks, ratio = "#" * max(0, round(6 * nats)), math.exp(nats)
     if len(marks) > width:
         marks = "#" * (width - 1) + ">"
@@ -113,8 +111,7 @@ def bar(nats, width=24):
 
 
 def show_echo(models, template, clean, written):
-    """Per model: how many times likelier the written and the clean word are at the template's
-    second {} when they are at its first."""
+    """A bar for each model and for the written and the clean word: `echo_nats`."""
     width = max(len(name) for name, *_ in models)
     print(f"  {'':{width}}  {written:33}  {clean} (the clean word)")
     for name, model, tok in models:
@@ -129,8 +126,7 @@ def echo_demo(models, how, seed):
     print(EXPLAINED)
     for i, row in enumerate(read_prompts(ROOT / "prompts" / "echo.tsv")[:4]):
         written = row["typo"] if i < 3 else row["novel"]
-        start, between, _ = row["template"].split("{}")
-        prompt = (start + written + between).rstrip()
+        prompt = row["template"].format(written, "").rstrip()
         print(f'"{prompt}"\n')
         show_texts(models, prompt, seed, how)
         show_echo(models, row["template"], row["clean"], written)
@@ -139,8 +135,7 @@ def echo_demo(models, how, seed):
 
 
 def interactive(models, how, seed):
-    """Prompts from standard input until it ends, each continued; copying is measured where a word
-    is {odd|usual}."""
+    """Prompts from standard input until it ends."""
     print("A prompt a line; Ctrl-D ends. Copying is measured where a word is {odd|usual}, as in\n"
           "Call the {fucntion|function} twice. The second time, the")
     while True:
@@ -162,8 +157,9 @@ def main():
     parser = Parser(description=__doc__)
     parser.add_argument("runs", nargs="*", help="folders that train.py made, checkpoint files, or "
                                                 "a folder of those")
-    parser.add_argument("--prompt", default="")
-    parser.add_argument("--interactive", action="store_true", help="prompts as you type them")
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--prompt", default="")
+    source.add_argument("--interactive", action="store_true", help="prompts as you type them")
     parser.add_argument("--max_new_tokens", type=whole_number, default=60)
     parser.add_argument("--temperature", type=float, default=0.7, help="0 is greedy")
     parser.add_argument("--top_p", type=float, default=0.9)
@@ -173,8 +169,6 @@ def main():
         raise InputError("--temperature must be 0, or 0.001 and more, --top_p above 0")
     if not 0 <= args.seed < 2**64:
         raise InputError(f"--seed={args.seed}: must be from 0 to 2^64 - 1")
-    if args.interactive and args.prompt:
-        raise InputError("--prompt or --interactive, not both")
     if args.prompt != args.prompt.encode(errors="replace").decode():
         raise InputError("--prompt is not UTF-8")
     how = {key: getattr(args, key) for key in ("max_new_tokens", "temperature", "top_p")}

@@ -24,9 +24,9 @@ import torch
 import torch.distributed as dist
 
 from lib.config import check, compose, explain
-from lib.data import Data, sequence_blocks, text_bytes, to_device
-from lib.distributed import (any_rank, autocast, local_rank, print0, rank, refuse_differences,
-                             start_ranks, stop_signals, sum_ranks, world_size)
+from lib.data import Data, sequence_blocks, to_device
+from lib.distributed import (any_rank, autocast, print0, rank, refuse_differences, start_ranks,
+                             stop_signals, sum_ranks, world_size)
 from lib.errors import InputError, run, write_atomic
 from lib.evaluate import InputWatch, evaluate
 from lib.generation import refuse_context
@@ -34,6 +34,7 @@ from lib.hardware import GPUS, Hardware, dry_run, peak_flops
 from lib.plots import loss_picture
 from lib.provenance import describe_machine
 from lib.run_folder import RunFolder, build_model
+from lib.tokenizer import text_bytes
 
 
 def learning_rate(step, config):
@@ -187,7 +188,7 @@ def train(config, arm, overwrite):
     """The run. Returns None, or the exit status where a signal stopped it."""
     device = start_ranks(config.device)
     data = Data(config.dataset, config.block_size)
-    if local_rank() == 0:
+    if dist.get_node_local_rank(0) == 0:
         data.verify()
     torch.set_float32_matmul_precision("high")  # TF32 for what autocast leaves in float32
     model = build_model(asdict(config), data.tokenizer).to(device)

@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from lib.errors import InputError
+from lib.errors import InputError, one_line
 from lib.hardware import parse_gpus, this_hardware
 from model import CODES, OPTIONS, Architecture, GPTConfig
 
@@ -113,7 +113,7 @@ def read_config(path):
         like = difflib.get_close_matches(Path(path).stem, known, 3)
         raise InputError(f"{path}: no such config (there are {', '.join(like or known)})")
     values = {}
-    try:
+    with one_line(f"{path}: not a config of plain assignments", InputError):
         for node in ast.parse(found[0].read_bytes()).body:
             if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):  # a docstring
                 continue
@@ -121,8 +121,6 @@ def read_config(path):
             if [type(target) for target in targets] != [ast.Name]:
                 raise ValueError(f"line {node.lineno}: only key = value is read")
             values[targets[0].id] = ast.literal_eval(node.value)
-    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        raise InputError(f"{path}: not a config of plain assignments ({error})") from None
     return values
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from lib import tokenizer
-from lib.errors import InputError
+from lib.errors import DAMAGE, InputError, one_line
 
 
 class Data:
@@ -28,13 +28,11 @@ class Data:
                 how = f"bins {folder} --name=NAME adopts nanoGPT's files"
             raise InputError(f"{folder}: no prepared data there (data/ has: {there or 'nothing'}); "
                              f"python prepare.py {how}")
-        try:
+        with one_line(f"{folder}/meta.json is damaged; prepare again", InputError, DAMAGE):
             meta = json.loads((folder / "meta.json").read_bytes())
             if meta.pop("checksum") != hashlib.sha256(json.dumps(meta).encode()).hexdigest():
                 raise ValueError("it does not have the hash it was written with")
             self.tokenizer = tokenizer.from_state(meta["tokenizer"])
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"{folder}/meta.json is damaged ({error}); prepare again") from None
         self.dtype, self.tokens = np.dtype(meta["dtype"]), meta["tokens"]
         self.sha256 = meta["sha256"]
         self.kept = meta.get("kept", 1.0)  # share of the characters that decoding gives back
@@ -61,10 +59,9 @@ class Data:
     @functools.cached_property
     def train_counts(self):
         """How often each id stands in the training split, (V,) int64."""
-        tokens, counts = self.map("train"), np.zeros(self.tokenizer.vocab_size, np.int64)
-        for start in range(0, len(tokens), 2**24):
-            counts += np.bincount(tokens[start:start + 2**24], minlength=len(counts))
-        return counts
+        tokens, V = self.map("train"), self.tokenizer.vocab_size
+        starts = range(0, len(tokens), 2**24)
+        return sum(np.bincount(tokens[i:i + 2**24], minlength=V) for i in starts)
 
     def blocks(self, split):
         """How many blocks a split has."""
@@ -95,12 +92,3 @@ def to_device(rows, device):
         ids = ids.pin_memory().to(device, non_blocking=True)
     ids = ids.to(device)
     return ids[:, :-1], ids[:, 1:]
-
-
-def text_bytes(tok):
-    """How many bytes of text each id stands for, (V,) int array: what bits per byte divide by."""
-    width = np.array([len(raw) for raw in tokenizer.token_bytes(tok)])
-    width[tok.eot] = 0  # it separates documents and is no text
-    if tok.name == "unicode":
-        width[0xD800:0xE000] = 2  # a surrogate is half of a character, whose UTF-8 is four bytes
-    return width

@@ -14,11 +14,6 @@ def rank():
     return int(os.environ.get("RANK", 0))
 
 
-def local_rank():
-    """Its number on this machine."""
-    return int(os.environ.get("LOCAL_RANK", 0))
-
-
 def world_size():
     """How many ranks torchrun started; 1 without it."""
     return int(os.environ.get("WORLD_SIZE", 1))
@@ -26,7 +21,7 @@ def world_size():
 
 def start_ranks(name):
     """Make the process group, if there are several ranks; returns this rank's device."""
-    device = torch.device("cuda", local_rank()) if name == "cuda" else torch.device(name)
+    device = torch.device(f"cuda:{dist.get_node_local_rank(0)}" if name == "cuda" else name)
     if world_size() == 1:
         return device
     # The first optimizer imports this. Imported now, its default arguments do not keep the group

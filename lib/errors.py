@@ -33,19 +33,22 @@ def whole_number(text):
     return int(value)
 
 
+# What a file that is damaged, or made by hand, leads to.
+DAMAGE = (KeyError, ValueError, TypeError, RuntimeError, AttributeError)
+
+
 @contextlib.contextmanager
-def one_line(says):
-    """Whatever a library raises becomes an OSError of one line."""
+def one_line(says, kind=OSError, of=Exception):
+    """Whatever a library raises, or errors `of` some classes, become a `kind` of one line."""
     try:
         yield
-    except Exception as error:  # of the Hub's clients, httpx, pyarrow: no name in common
-        raise OSError(f"{says} ({type(error).__name__}: {error})") from error
+    except of as error:  # of the Hub's clients, httpx, pyarrow: no name in common
+        raise kind(f"{says} ({type(error).__name__}: {error})") from error
 
 
-def this_command(without=""):
-    """The command line of this process, as it is recorded; `without` one of its arguments."""
-    words = [word for word in sys.argv[1:] if word != without]
-    return shlex.join(["python", os.path.basename(sys.argv[0]), *words])
+def this_command():
+    """The command line of this process, as it is recorded."""
+    return shlex.join(["python", os.path.basename(sys.argv[0]), *sys.argv[1:]])
 
 
 def run(main):
@@ -69,8 +72,9 @@ def run(main):
 
 def write_atomic(path, write):
     """Write a file whole or not at all: `write(file)` fills a temporary neighbour, which is flushed
-    to the disk and renamed."""
+    to the disk and renamed. Its folder is made if need be."""
     temporary = Path(f"{path}.tmp")
+    temporary.parent.mkdir(parents=True, exist_ok=True)
     try:
         with open(temporary, "wb") as file:
             write(file)

@@ -10,13 +10,11 @@ ratio; at the last step the nats of the whole validation split, summed by groups
     script_names, script_nats, script_tokens    by its script
     shared_nats, shared_tokens (2,)        by whether its first P bytes are another token's as well
 """
-from collections import Counter
-
 import numpy as np
 import torch
 
 from lib import tokenizer
-from lib.data import text_bytes, to_device
+from lib.data import to_device
 from lib.distributed import autocast, rank, sum_ranks, world_size
 
 
@@ -36,10 +34,9 @@ class InputWatch:
     there: how large they are, and how far a step moves them."""
 
     def __init__(self, model, data, blocks):
-        ids = data.read("val", blocks)[:, :-1]
-        distinct, count = np.unique(ids, return_counts=True)
-        self.ids = torch.from_numpy(distinct.astype(np.int64)).to(model.device)
-        self.share = torch.from_numpy(count / ids.size).float().to(model.device)
+        ids, _ = to_device(data.read("val", blocks), model.device)
+        self.ids, count = ids.unique(return_counts=True)
+        self.share = count / ids.numel()
         self.model, self.embed, self.before = model, torch.no_grad()(model.embed), None
 
     def rms(self, vectors):
@@ -110,13 +107,12 @@ def evaluate(model, data, config, epochs):
     length = np.array([len(token) for token in raw])
     scripts = [script_of(token.decode(errors="replace")) for token in raw]
     names, script = np.unique(scripts, return_inverse=True)
-    holders = Counter(token[:config.pos_dim] for token in raw)
-    shared = np.array([int(token != b"" and holders[token[:config.pos_dim]] > 1) for token in raw])
+    _, shared = tokenizer.unseen(raw, config.pos_dim)
 
     document = np.cumsum(tokens == tok.eot)[:-1]  # of each token from the second on
     document -= document[0]
     document //= -(-(document[-1] + 1) // 5_000)
-    size = np.bincount(document, text_bytes(tok)[tokens[1:]])
+    size = np.bincount(document, tokenizer.text_bytes(tok)[tokens[1:]])
 
     found = {"script_names": names, "doc_nats": np.bincount(document, nats).astype(np.float32),
              "doc_tokens": np.bincount(document), "doc_bytes": size.astype(np.int64)}

@@ -26,8 +26,7 @@ def refuse_context(model):
     """InputError if a model's input vectors change when its tokens come one at a time, as they do
     with a KV cache: an arm may read each token's own id alone."""
     config = model.config
-    ids = torch.arange(min(64, config.block_size), device=model.device) % config.vocab_size
-    ids = ids.unsqueeze(0)
+    ids = torch.arange(min(64, config.block_size), device=model.device)[None] % config.vocab_size
     alone = torch.cat([model.embed(one) for one in ids.split(1, dim=1)], dim=1)
     if not torch.allclose(model.embed(ids), alone, rtol=1e-2, atol=1e-2):
         raise InputError(f"code '{config.code}': its input reads more than each token's own "

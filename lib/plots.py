@@ -50,12 +50,12 @@ def arm_style(arm):
     return dict(zip(("color", "marker", "ls"), ARMS.get(arm, other)))
 
 
-def panels(count, width, height=4.4, dpi=110):
-    """A figure with `count` axes side by side, and the list of them. Text in it is no formula."""
+def panels(count, width, height=4.4, dpi=110, rows=1):
+    """A figure with rows of `count` axes, and an array of all. Text in it is no formula."""
     import matplotlib.figure  # takes a third of a second, which --help need not wait for
     matplotlib.rcParams["text.parse_math"] = False
     figure = matplotlib.figure.Figure((width * count, height), dpi=dpi, layout="constrained")
-    axes = figure.subplots(1, count, squeeze=False)[0]
+    axes = figure.subplots(rows, count, squeeze=False).ravel()
     for ax in axes:
         ax.grid(alpha=0.3)
         ax.set_axisbelow(True)

@@ -62,8 +62,6 @@ def describe_machine(device, world):
         commit += "+changes" if changed else ""
     except (OSError, subprocess.CalledProcessError):
         commit = "unknown"
-    return {
-        "hardware": hardware, "python": platform.python_version(), "torch": torch.__version__,
-        "commit": commit, "code_hash": code_hash(),
-        "command": this_command(),
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds")}
+    return {"hardware": hardware, "python": platform.python_version(), "torch": torch.__version__,
+            "commit": commit, "code_hash": code_hash(), "command": this_command(),
+            "date": datetime.now(timezone.utc).isoformat(timespec="seconds")}

@@ -3,7 +3,6 @@ import csv
 import json
 import math
 import re
-import zipfile
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
@@ -11,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from lib.config import ARM_KEYS, Config
-from lib.errors import InputError
+from lib.errors import InputError, one_line
 from lib.plots import ARMS
 from lib.run_folder import read_log
 from lib.stats import bootstrap_documents
@@ -126,21 +125,17 @@ def read_evaluation(run):
     path = Path(run["name"]) / "eval.npz"
     if not path.is_file():
         return None
-    try:
+    with one_line(f"{path} is damaged or of another kind", InputError):
         with np.load(path, allow_pickle=False) as file:
             return dict(file)
-    except (ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path} is damaged or of another kind ({error})") from None
 
 
 def read_table(path, columns):
     """A table with tabs and a head, quoted as csv's -> list of dicts, each with text in every one
     of `columns`. InputError if it is not that."""
-    try:
+    with one_line(f"{path}: cannot be read", InputError):
         with open(path, newline="", encoding="utf-8-sig") as file:
             rows = list(csv.DictReader(file, delimiter="\t", strict=True))
-    except (ValueError, csv.Error) as error:
-        raise InputError(f"{path}: cannot be read ({error})") from None
     if not rows:
         raise InputError(f"{path}: there are no rows in it")
     for i, row in enumerate(rows, 1):

@@ -18,11 +18,8 @@ import torch
 from lib import tokenizer
 from lib.config import Config
 from lib.distributed import print0, rank
-from lib.errors import InputError, write_atomic
+from lib.errors import DAMAGE, InputError, one_line, write_atomic
 from model import GPT, GPTConfig
-
-# What a file that is damaged, or made by hand, leads to.
-DAMAGE = (KeyError, ValueError, TypeError, RuntimeError, AttributeError)
 
 
 def save_checkpoint(path, state):
@@ -73,13 +70,10 @@ def load_model(run, device="cpu"):
     """A trained run, ready to use: (model in eval mode, tokenizer, checkpoint dict). InputError as
     `load_checkpoint`."""
     checkpoint = load_checkpoint(run)
-    try:
+    with one_line(f"{run}: damaged, or of other code than this", InputError, (InputError, *DAMAGE)):
         tok = tokenizer.from_state(checkpoint["tokenizer"])
         model = build_model(checkpoint["config"], tok, initialise=False)
         model.load_state_dict(checkpoint["model"])
-    except (InputError, *DAMAGE) as error:
-        raise InputError(f"{run}: damaged, or of other code than this ({type(error).__name__}: "
-                         f"{error})") from None
     return model.eval().to(device), tok, checkpoint
 
 
@@ -141,21 +135,16 @@ class RunFolder:
         if self.fresh:
             return 0
         checkpoint = load_checkpoint(self.path)
-        try:
+        with one_line(f"{self.path}/ckpt.pt does not hold together", InputError, DAMAGE):
             self.compare(checkpoint["config"])
             step, self.best = checkpoint["step"], checkpoint["best"]
             model.load_state_dict(checkpoint["model"])
             optimizer.load_state_dict(checkpoint["optimizer"])
             if scaler.is_enabled() and "dtype" not in self.changes:
                 scaler.load_state_dict(checkpoint["scaler"])
-        except DAMAGE as error:
-            raise InputError(f"{self.path}/ckpt.pt does not hold together "
-                             f"({type(error).__name__}: {error})") from None
-        for record in read_log(self.path / "log.jsonl"):
-            # a run that was killed may have logged steps after its checkpoint, and a resume at it
-            last = step - 1 if "resumed_with" in record else step
-            if record.get("step", 0) <= last:
-                self.records.append(record)
+        # a run that was killed may have logged steps after its checkpoint, and a resume at it
+        self.records = [record for record in read_log(self.path / "log.jsonl")
+                        if record.get("step", 0) + ("resumed_with" in record) <= step]
         return step
 
     def compare(self, old):
@@ -191,7 +180,6 @@ class RunFolder:
             old = self.path.with_name(f"{self.path.name}.old")
             shutil.rmtree(old, ignore_errors=True)
             self.path.rename(old)
-        self.path.mkdir(exist_ok=True)
         text = "".join(json.dumps(record) + "\n" for record in self.records)
         write_atomic(self.path / "log.jsonl", lambda file: file.write(text.encode()))
 

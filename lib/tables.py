@@ -87,7 +87,6 @@ def horizon_table(equal):
 def save_results(out, page, result, figure):
     """Write OUT.md (a text), OUT.json (a dict, six digits) and OUT.png; with no `figure` no picture
     stays from before."""
-    Path(out).parent.mkdir(parents=True, exist_ok=True)
     rounded = json.loads(json.dumps(result), parse_float=lambda text: float(f"{float(text):.6g}"))
     # what holds no further list or dict stands on one line
     text = re.sub(r"[\[{][^\[\]{}]*[\]}]", lambda found: " ".join(found[0].split()),

@@ -226,14 +226,11 @@ def nanogpt_tokenizer(path):
     not a table of characters."""
     if not path.exists():
         return tokenizer.gpt2()
-    try:
+    with one_line(f"{path}: not nanoGPT's table of characters", InputError):
         table = PlainUnpickler(io.BytesIO(path.read_bytes())).load()["itos"]
         characters = "".join(table[i] for i in range(len(table)))
         if not 0 < len(table) == len(characters) == len(set(characters)):
             raise ValueError("its itos has not a character of its own for each id")
-    except Exception as error:  # unpickling bytes raises whatever they lead to
-        raise InputError(f"{path}: not nanoGPT's table of characters "
-                         f"({type(error).__name__}: {error})") from None
     return tokenizer.CharTokenizer(characters)
 
 
@@ -254,15 +251,11 @@ def nanogpt_ids(path, dtype):
 
 def adopt(source, folder, dtype):
     """Copy nanoGPT's train.bin and val.bin into a folder: (tokenizer, what meta.json says)."""
-    for name in ("train.bin", "val.bin"):
-        (source / name).stat()  # one that is missing is said before a vocabulary is fetched
+    bins = {split: nanogpt_ids(source / f"{split}.bin", dtype) for split in ("train", "val")}
     tok = nanogpt_tokenizer(source / "meta.pkl")
-    width = np.array([len(raw) for raw in tok.token_bytes])
-    width[tok.eot] = 0  # it separates documents and is no text
     meta = {"tokens": {}, "documents": {}, "text_bytes": {}, "sources": {}, "kept": 1.0}
-    for split in ("train", "val"):
+    for split, every in bins.items():
         path, count = source / f"{split}.bin", np.zeros(tok.vocab_size, np.int64)
-        every = nanogpt_ids(path, dtype)
         with open(folder / path.name, "wb") as copy:
             for i in range(0, len(every), 2**22):
                 ids = every[i:i + 2**22]
@@ -273,7 +266,7 @@ def adopt(source, folder, dtype):
                 count += np.bincount(ids, minlength=tok.vocab_size)
         meta["tokens"][split] = len(every)
         meta["documents"][split] = int(count[tok.eot]) + int(every[-1] != tok.eot)
-        meta["text_bytes"][split] = int(count @ width)
+        meta["text_bytes"][split] = int(count @ tokenizer.text_bytes(tok))
     return tok, meta
 
 
@@ -332,11 +325,10 @@ def file_docstrings(path):
 def python_files(folder, names):
     """The Python files of modules and packages in a folder, without those APART, in an order that
     does not depend on where the folder is."""
-    found = [folder / f"{name}.py" for name in names]
-    for name in names:
-        found += (folder / name).rglob("*.py")
-    found = [path for path in found if APART.isdisjoint(path.relative_to(folder).parts)]
-    return sorted(found, key=lambda path: path.relative_to(folder).as_posix())
+    found = [path for name in names
+             for path in (folder / f"{name}.py", *(folder / name).rglob("*.py"))
+             if APART.isdisjoint(path.relative_to(folder).parts)]
+    return sorted(found, key=Path.as_posix)
 
 
 def docstrings():

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import tiktoken
 
-from lib.errors import InputError
+from lib.errors import InputError, one_line
 from lib.unicode_tokenizer import END_OF_TEXT, UnicodeTokenizer, Vocabulary, train_unicode
 
 # Rules for cutting text into pieces before merging, in the possessive form that tiktoken runs (same
@@ -94,7 +94,7 @@ class HuggingFaceTokenizer(Vocabulary):
     def __init__(self, name, text):
         """`text`: the file's. ValueError if it is not one that can be used."""
         from tokenizers import Tokenizer as Encoding  # where none is given, nothing needs it
-        try:
+        with one_line("not a tokenizer.json that can be used here", ValueError):
             data = json.loads(text)
             self.token_bytes = hf_token_bytes(data)
             special = {token["content"]: token["id"] for token in data.get("added_tokens", ())
@@ -103,8 +103,6 @@ class HuggingFaceTokenizer(Vocabulary):
             data |= dict.fromkeys(("post_processor", "truncation", "padding"))
             data["model"]["dropout"] = None  # the same text gives the same ids
             self.encoding = Encoding.from_str(json.dumps(data))
-        except Exception as error:  # the library raises this class itself
-            raise ValueError(f"not a tokenizer.json that can be used here ({error})") from None
         self.encoding.encode_special_tokens = True  # a text that spells one is text
         self.name, self.text = name, text
         ends = {content.lower(): id for content, id in reversed(special.items())}
@@ -178,11 +176,8 @@ def hugging_face(spec):
         path = path / "tokenizer.json"
     elif not spec.lower().endswith(".json"):
         from huggingface_hub import hf_hub_download
-        try:
+        with one_line(f"--tokenizer={spec}: no such folder, and no tokenizer.json of the Hub"):
             path = Path(hf_hub_download(spec, "tokenizer.json"))
-        except (ValueError, OSError) as error:  # a ValueError: it cannot be a name
-            raise OSError(f"--tokenizer={spec}: no such folder, and no tokenizer.json of the Hub "
-                          f"({type(error).__name__}: {error})") from error
     if not path.is_file():
         raise InputError(f"--tokenizer={spec}: {path} is not there (from vocab.json and merges.txt,"
                          " AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER) makes it)")
@@ -209,13 +204,9 @@ def from_state(state):
 
 def gpt2():
     """GPT-2's tokenizer, V = 50,257. OSError if tiktoken cannot get its vocabulary."""
-    try:
+    with one_line("no GPT-2 vocabulary from tiktoken; set TIKTOKEN_CACHE_DIR to a folder with it"):
         encoding = tiktoken.get_encoding("gpt2")
-    except (OSError, ValueError, KeyError) as error:  # the latter two: it came damaged
-        raise OSError(f"tiktoken cannot get GPT-2's vocabulary ({type(error).__name__}: {error}); "
-                      "set TIKTOKEN_CACHE_DIR to a folder that has it") from error
-    return Tokenizer("gpt2", [encoding.decode_single_token_bytes(i)
-                              for i in range(encoding.eot_token)])
+    return Tokenizer("gpt2", encoding.decode_tokens_bytes(range(encoding.eot_token)))
 
 
 def train_bpe(texts, vocab_size, pattern="gpt2"):
@@ -257,15 +248,22 @@ def token_bytes(tokenizer):
         return list(tokenizer.token_bytes)
     if isinstance(tokenizer, tiktoken.Encoding):
         strings = [b""] * tokenizer.n_vocab
-        for raw in tokenizer.token_byte_values():
+        for raw in (*tokenizer.token_byte_values(), *map(str.encode, tokenizer.special_tokens_set)):
             strings[tokenizer.encode_single_token(raw)] = raw
-        for text in tokenizer.special_tokens_set:
-            strings[tokenizer.encode_single_token(text)] = text.encode()
         return strings
     rust = getattr(tokenizer, "backend_tokenizer", tokenizer)
     if not hasattr(rust, "to_str"):
         raise TypeError(f"the bytes of a {type(tokenizer).__name__}'s tokens are not known here")
     return hf_token_bytes(json.loads(rust.to_str()))
+
+
+def text_bytes(tok):
+    """How many bytes of text each id stands for, (V,) int array: what bits per byte divide by."""
+    width = np.array([len(raw) for raw in tok.token_bytes])
+    width[tok.eot] = 0  # it separates documents and is no text
+    if tok.name == "unicode":
+        width[0xD800:0xE000] = 2  # a surrogate is half of a character, whose UTF-8 is four bytes
+    return width
 
 
 def id_type(tok):
@@ -274,8 +272,7 @@ def id_type(tok):
 
 
 def unseen(strings, pos_dim):
-    """What a code that reads a token's first P bytes does not see: how many of some byte strings
-    are longer, and how many share their first P bytes with another; b"" is never read."""
+    """What a code that reads a token's first P bytes does not see, a bool for each byte string, two
+    lists: whether it is longer, whether another shares its first P bytes; b"" is never read."""
     holders = Counter(raw[:pos_dim] for raw in strings if raw)
-    longer = sum(len(raw) > pos_dim for raw in strings)
-    return longer, sum(count for count in holders.values() if count > 1)
+    return [len(raw) > pos_dim for raw in strings], [holders[raw[:pos_dim]] > 1 for raw in strings]

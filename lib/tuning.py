@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from lib.config import ARM_KEYS, Config
-from lib.errors import InputError
+from lib.errors import DAMAGE, InputError, one_line
 from lib.results import BITS, HORIZON, difference, must_match, plain_arm, unfinished
 
 # What a grid may vary, with the value of who says nothing.
@@ -133,14 +133,12 @@ def describe_edges(found):
 
 def read_tuning(path):
     """tuning.json -> the table that `choose` made. InputError if it is none."""
-    try:
+    with one_line(f"{path}: not a table of compare.py --tune", InputError, DAMAGE):
         table = json.loads(Path(path).read_text())
         for row in table["arms"].values():
             row["keys"] = arm_keys(asdict(Config()) | row["keys"])  # of arms that came later too
             setting(row["best"])
         return {key: table[key] for key in ("seeds", "steps", "settings", "arms")}
-    except (ValueError, TypeError, KeyError, AttributeError):
-        raise InputError(f"{path}: not a table of compare.py --tune") from None
 
 
 def tuned_name(run, table):

@@ -55,7 +55,7 @@ class UnicodeTokenizer(Vocabulary):
                                           mergeable_ranks=ranks, special_tokens={})
         self.taken = "\uffff" + "".join(map(chr, taken))
         self.without_id = re.compile(f"([\U00010000-\U0010ffff{self.taken}])")
-        self.spelling = re.compile(f"[{self.taken}]|[\ud800-\udfff][\udc00-\udfff]")
+        self.spelling = re.compile(f"[{self.taken}]|[\udc00-\udfff]{{2}}")
 
     def encode(self, text):
         """str -> list of ids."""
@@ -69,7 +69,8 @@ class UnicodeTokenizer(Vocabulary):
 
     def decode_bytes(self, ids):
         """Ids -> UTF-8; a surrogate without its partner gives its three WTF-8 bytes."""
-        text = "".join(map(chr, ids))
+        units = "".join(map(chr, ids)).encode("utf-16-le", "surrogatepass")
+        text = units.decode("utf-16-le", "surrogatepass")  # joins the two halves of a character
         return self.spelling.sub(self.spell, text).encode("utf-8", "surrogatepass")
 
     def spell(self, match):
@@ -77,10 +78,7 @@ class UnicodeTokenizer(Vocabulary):
         first, *second = map(ord, match[0])
         if not second:
             return END_OF_TEXT if first == self.eot else self.merges[first - 0xE000]
-        low = second[0] - 0xDC00
-        if first < 0xDC00:
-            return chr(0x10000 + ((first - 0xD800) << 10) + low)
-        c = chr(((first - 0xDC00) << 10) + low)
+        c = chr(((first - 0xDC00) << 10) + second[0] - 0xDC00)
         return c if c in self.taken else match[0]
 
 

@@ -26,8 +26,7 @@ def read_prompts(path):
 
 @torch.no_grad()
 def log_prob(model, tok, before, text, head=None):
-    """log p(text | before) in nats, summed over the text's tokens. `head`: what the model's
-    `head_rows` gave, where there are many texts."""
+    """log p(text | before) in nats, summed over the text's tokens. `head`: as in `GPT.logits`."""
     context, target = tok.encode(before) or [tok.eot], tok.encode(text)
     h = hidden(model, context + target[:-1], before)[len(context) - 1:]  # (tokens of text, d)
     log_p = model.logits(h, head)[:, :model.config.vocab_size].double().log_softmax(-1)
@@ -52,12 +51,11 @@ def aggregate(found):
     echoes = {arm: {} for arm in found}
     for (arm, seeds), kind in itertools.product(found.items(), KINDS):
         values = np.array([nats[kind] for nats in seeds.values()])  # (seeds, prompts)
-        gaps = paired(seeds, first, kind)
-        has_gap = seeds is not first and len(gaps)
+        gaps = paired(seeds, first, kind) if seeds is not first else []
         echoes[arm][kind] = summary(values.mean(1)) | {
             "interval": crossed_interval(values), "share": float((values.mean(0) > 0).mean()),
-            "gap": gaps.mean() if has_gap else None,
-            "gap_interval": crossed_interval(gaps) if has_gap else None}
+            "gap": gaps.mean() if len(gaps) else None,
+            "gap_interval": crossed_interval(gaps) if len(gaps) else None}
     return echoes
 
 

@@ -50,8 +50,7 @@ def aggregate(found):
     {"samples", "hits", "percent", "interval"}}}}, the interval over prompts and seeds."""
     rates = {arm: {what: {} for what in LIMITS} for arm in found}
     for (arm, seeds), (what, (limit, _)) in itertools.product(found.items(), LIMITS.items()):
-        measured = next(iter(seeds.values()))
-        for kind in [kind for kind in KINDS if kind in measured]:
+        for kind in [kind for kind in KINDS if kind in next(iter(seeds.values()))]:
             hits = np.array([edits[kind] for edits in seeds.values()]) <= limit
             shares = hits.mean(2)  # (seeds, prompts)
             rates[arm][what][kind] = {

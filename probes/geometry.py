@@ -39,8 +39,9 @@ def kron_code(strings, pos_dim=PUBLISHED_P):
 
 
 def five_nearest(name, strings, rows, words):
-    """The five tokens nearest to " word", else to "word", of the words that are one token: {word:
-    [(text, cosine), ...]}. rows: a function, ids (n,) -> (n, d). InputError if none is."""
+    """The five tokens nearest to " word", else to "word", of the words that are one token:
+    {"typographic": the share that is a variant of its word, "neighbours": {word: [(text, cosine),
+    ...]}}. rows: a function, ids (n,) -> (n, d). InputError if none is."""
     index = {raw: i for i, raw in reversed(list(enumerate(strings))) if raw}  # lowest id
     found = {word: index.get(f" {word}".encode(), index.get(word.encode())) for word in words}
     found = {word: id for word, id in found.items() if id is not None}
@@ -48,14 +49,10 @@ def five_nearest(name, strings, rows, words):
         raise InputError(f"{name}: none of the words is one token of it: {', '.join(words)}")
     ids = torch.tensor([i for i, raw in enumerate(strings) if raw])
     near = nearest(rows(torch.tensor(list(found.values()))), found.values(), rows, ids, 5)
-    return {word: [(strings[i].decode(errors="replace"), cosine) for i, cosine in row]
+    near = {word: [(strings[i].decode(errors="replace"), cosine) for i, cosine in row]
             for word, row in zip(found, near)}
-
-
-def typographic(near):
-    """The share of what `five_nearest` gave that is a typographic variant of its word."""
-    return float(np.mean([canonical(text) == canonical(word)
-                          for word, found in near.items() for text, _ in found]))
+    alike = [canonical(text) == canonical(word) for word, row in near.items() for text, _ in row]
+    return {"typographic": float(np.mean(alike)), "neighbours": near}
 
 
 def study_model(model, tensor, words):
@@ -65,15 +62,15 @@ def study_model(model, tensor, words):
     strings = strings[:len(table)] + [b""] * (len(table) - len(strings))
     spaces = {"trained": lambda ids: table[ids].float(), "Kronecker": kron_code(strings)}
     for space, rows in tqdm(spaces.items(), model):
-        near = five_nearest(model, strings, rows, words)
-        spaces[space] = {"typographic": typographic(near), "neighbours": near}
-    return {"tensor": name, "shape": list(table.shape), "words": list(near), "spaces": spaces}
+        spaces[space] = five_nearest(model, strings, rows, words)
+    return {"tensor": name, "shape": list(table.shape),
+            "words": list(spaces["trained"]["neighbours"]), "spaces": spaces}
 
 
 def what_p_does(strings, pos_dim):
     """Of a vocabulary's byte strings: {"longer": how many have more than P bytes, "share": how many
     share their first P bytes with another, "rows": how many rows of W some token sums}."""
-    longer, share = tokenizer.unseen(strings, pos_dim)
+    longer, share = map(sum, tokenizer.unseen(strings, pos_dim))
     embedding = KroneckerEmbedding(len(strings), 1, strings, pos_dim)
     return {"longer": longer, "share": share, "rows": embedding.params_in_use(len(strings))}
 
@@ -97,18 +94,11 @@ def main(args):
                 "cosine": kron_cosine(a.encode(), b.encode(), PUBLISHED_P)}
                for a, variants in FALLOFF.items() for b in variants.split()]
     use = {pos_dim: what_p_does(strings, pos_dim) for pos_dim in (8, 16, 32)}
-    save(args, tables(name, len(strings), near, falloff, use, models),
-         {"tokenizer": name, "tokens": len(strings), "neighbours": near, "falloff": falloff,
-          "use": use, "models": models}, draw(falloff, models))
-
-
-def tables(name, count, near, falloff, use, models):
-    """The page's texts."""
     rows = [[word, ", ".join(f"{text!r} ({cosine:.2f})".replace("|", "¦")
-                             for text, cosine in neighbours)] for word, neighbours in near.items()]
+                             for text, cosine in row)] for word, row in near["neighbours"].items()]
     pairs = [[x["anchor"], x["variant"], x["edits"], f"{x['cosine']:.3f}"] for x in falloff]
-    text = [f"Of {name}'s {count:,} tokens the five nearest to \" word\" in Kronecker space "
-            f"(P = 32), {100 * typographic(near):.0f} % typographic variants:",
+    text = [f"Of {name}'s {len(strings):,} tokens the five nearest to \" word\" in Kronecker space "
+            f"(P = 32), {100 * near['typographic']:.0f} % typographic variants:",
             markdown_table(["word", "nearest (cosine)"], rows), "Falloff with edit distance:",
             markdown_table(["anchor", "variant", "edits", "cos z"], pairs)]
     rows = [[P, x["longer"], x["share"], f"{x['rows']:,} of {256 * P:,}"] for P, x in use.items()]
@@ -124,7 +114,9 @@ def tables(name, count, near, falloff, use, models):
         text += ["Input tables of public models: of the five nearest (raw cosine) of the words "
                  "that are one token, how many are typographic variants (%):",
                  markdown_table(["model", "words", *SPACES], rows)]
-    return [*text, PUBLISHED]
+    save(args, [*text, PUBLISHED],
+         {"tokenizer": name, "tokens": len(strings), "neighbours": near["neighbours"],
+          "falloff": falloff, "use": use, "models": models}, draw(falloff, models))
 
 
 def draw(falloff, models):

@@ -3,6 +3,7 @@ token out of tokenizer.json. A folder, or OWNER/NAME of the Hub."""
 import json
 import os
 import struct
+from contextlib import suppress
 
 import torch
 from tqdm import trange
@@ -42,12 +43,10 @@ def read_bytes(file, start, end):
 
 
 def choose_tensor(names, wanted):
-    """Which tensor is the input table: `wanted`, or the one with the likeliest name, the shortest
-    of several (some models have copies deeper inside). ValueError lists what there is."""
-    if wanted in names:
-        return wanted
-    for ending in EMBEDDINGS if wanted is None else ():
-        fitting = [name for name in names if name == ending or name.endswith(f".{ending}")]
+    """Which tensor is the input table: the one with the wanted or else the likeliest name, the
+    shortest of several (some models have copies deeper inside). ValueError lists what there is."""
+    for ending in EMBEDDINGS if wanted is None else [wanted]:
+        fitting = [name for name in names if f".{name}".endswith(f".{ending}")]
         if fitting:
             return min(fitting, key=len)
     likely = sorted(names, key=lambda n: ("emb" not in n and "wte" not in n, len(n), n))
@@ -64,13 +63,10 @@ def read_embedding(model, wanted=None):
     """
     with one_line(f"{model}: no embedding that can be read here"):
         file_name = "model.safetensors"
-        try:
-            with open_file(model, "model.safetensors.index.json") as index:
-                weight_map = json.load(index)["weight_map"]
+        with suppress(FileNotFoundError), open_file(model, "model.safetensors.index.json") as index:
+            weight_map = json.load(index)["weight_map"]
             wanted = choose_tensor(list(weight_map), wanted)
             file_name = os.path.basename(weight_map[wanted])
-        except FileNotFoundError:
-            pass
         with open_file(model, file_name) as file:
             size, = struct.unpack("<Q", read_bytes(file, 0, 8))
             header = json.loads(read_bytes(file, 8, 8 + size))

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from lib.plots import panels
 from lib.stats import summary
 from lib.tables import markdown_table
-from probes.shared import (PROMPTS, crossed_interval, draw_bars, hidden, interval, measure_models,
-                           paired, read_rows, save, share_interval)
+from probes.shared import (PROMPTS, crossed_interval, draw_points, hidden, interval,
+                           measure_models, paired, read_rows, save, share_interval)
 
 OPTIONS = {"--pairs": dict(default=PROMPTS / "typo_pairs.tsv",
                            help=".tsv of category, clean, typo")}
@@ -87,13 +87,13 @@ def draw(found):
     """The picture: three of the metrics, a point an arm, each axis from its natural end."""
     figure, axes = panels(3, 4.5, 5)
     for ax, (metric, label) in zip(axes, METRICS.items()):
-        scale, top = {"top1_matches": (100, 100), "kl_clean_to_typo": (1, None)}.get(metric, (1, 1))
-        for arm, groups in found["arms"].items():
-            mean, (low, high) = (groups["overall"][metric][key] for key in ("mean", "interval"))
-            draw_bars(ax, arm, [arm], scale * np.array([[mean], [low], [high]]), "")
+        top = None if metric == "kl_clean_to_typo" else 1
+        of_arms = {arm: groups["overall"][metric] for arm, groups in found["arms"].items()}
+        draw_points(ax, {arm: [(x["mean"], *x["interval"])] for arm, x in of_arms.items()}, [""])
         ax.set(ylim=(0, top), ylabel=f"mean {label}", xmargin=0.2,
                title="higher is better" if top else "lower is better")
-        ax.set_xticks(range(len(found["arms"])), found["arms"], rotation=35, ha="right")
+    axes[0].set_yticks(np.linspace(0, 1, 6), range(0, 101, 20))  # %
+    axes[-1].legend(loc="center left", bbox_to_anchor=(1, 0.5))
     figure.suptitle(f"One misspelled word, {found['pairs']} prompt pairs; bars: 95 % over pairs "
                     "and seeds", fontsize=10)
     return figure

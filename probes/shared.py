@@ -1,6 +1,4 @@
 """What the probes share: runs and prompts in, words, neighbours, intervals, a page out."""
-import math
-import os
 import sys
 import unicodedata
 from pathlib import Path
@@ -74,12 +72,11 @@ def measure_models(args, rows, measure):
     with torch.no_grad(), tqdm(desc=f"{len(runs)} runs", total=len(runs) * len(rows)) as bar:
         def measured(run):
             model, tok, _ = load_model(run["name"], DEVICE)
-            found, head = {}, model.head_rows()
+            found, head = [], model.head_rows()
             for row in rows:
-                for key, value in measure(model, tok, row, head).items():
-                    found.setdefault(key, []).append(value)
+                found.append(measure(model, tok, row, head))
                 bar.update()
-            return found
+            return {key: [values[key] for values in found] for key in found[0]}
         return runs, by_arm(runs, measured)
 
 
@@ -121,12 +118,11 @@ def canonical(text):
 
 def edit_distance(a, b):
     """Levenshtein's: how many insertions, deletions and substitutions turn a into b."""
-    row = list(range(len(b) + 1))
+    row = range(len(b) + 1)
     for i, x in enumerate(a, 1):
-        diagonal, row[0] = row[0], i
+        above, row = row, [i]
         for j, y in enumerate(b, 1):
-            best = min(row[j] + 1, row[j - 1] + 1, diagonal + (x != y))
-            diagonal, row[j] = row[j], best
+            row.append(min(above[j] + 1, row[-1] + 1, above[j - 1] + (x != y)))
     return row[-1]
 
 
@@ -138,9 +134,8 @@ def nearest(queries, own, rows, candidates, k, mean=0.0):
     """
     q = F.normalize(queries - mean, dim=-1)
     parts = [q @ F.normalize(rows(part) - mean, dim=-1).T for part in candidates.split(4096)]
-    cosine = torch.cat(parts, 1)  # (n, m)
-    best = cosine.argsort(dim=1, descending=True, stable=True)[:, :k + 1]
-    found = zip(own, candidates[best].tolist(), cosine.gather(1, best).tolist())
+    cosine, best = torch.cat(parts, 1).sort(dim=1, descending=True, stable=True)  # (n, m)
+    found = zip(own, candidates[best[:, :k + 1]].tolist(), cosine[:, :k + 1].tolist())
     return [[pair for pair in zip(ids, values) if pair[0] != id][:k] for id, ids, values in found]
 
 
@@ -149,15 +144,14 @@ def nearest(queries, own, rows, candidates, k, mean=0.0):
 def crossed_interval(values):
     """95 % interval of a mean over seeds and prompts, (S, N) numbers, [low, high]: prompts
     resampled and stretched to Student's interval of N numbers, seeds as in `document_interval`."""
-    values = np.asarray(values, dtype=float)
     seeds, prompts = values.shape
     drawn = np.random.RandomState(0).randint(0, prompts, (DRAWS, prompts))
     draws = values.mean(0)[drawn].mean(1)
     if prompts > 1:
         stretch = scipy.stats.t.ppf(0.975, prompts - 1) / scipy.stats.norm.ppf(0.975)
-        stretch *= math.sqrt(prompts / (prompts - 1))
+        stretch *= (prompts / (prompts - 1))**0.5
         draws = values.mean() + stretch * (draws - values.mean())
-    error = np.std(values.mean(1), ddof=1) / math.sqrt(seeds) if seeds > 1 else 0.0
+    error = scipy.stats.sem(values.mean(1)) if seeds > 1 else 0.0
     return document_interval(draws, error, seeds - 1)[0]
 
 
@@ -165,7 +159,7 @@ def share_interval(shares, enough=5):
     """95 % interval of a share of hits, (S, N) of S seeds and N prompts: `crossed_interval` within
     [0, 1]. Where fewer than `enough` prompts have a hit, or a miss, each prompt counts as one trial
     of Wilson's interval (1927): nothing in 20 prompts is [0, 0.16]."""
-    by_prompt = np.asarray(shares, dtype=float).mean(0)
+    by_prompt = shares.mean(0)
     if min((by_prompt > 0).sum(), (by_prompt < 1).sum()) < enough:
         trials = scipy.stats.binomtest(round(by_prompt.sum()), len(by_prompt))
         return list(map(float, trials.proportion_ci(method="wilson")))
@@ -181,28 +175,23 @@ def interval(middle, ends, sign="", digits=1, scale=1):
     return f"{middle} [{low}, {high}]"
 
 
-def draw_bars(ax, arm, x, points, line=None):
-    """An arm's points, (middle, low, high) of n values each, at x; `line` in place of its own."""
-    style, (middle, low, high) = arm_style(arm), points
-    style["ls"] = style["ls"] if line is None else line
-    bars = np.maximum([np.subtract(middle, low), np.subtract(high, middle)], 0)
-    ax.errorbar(x, middle, bars, capsize=2, lw=1.3, ms=6, label=arm, **style)
-
-
-def draw_points(ax, arms, labels, line=""):
-    """Points with bars at each label, {arm: [(middle, low, high) or None, ...]}. `line` joins an
-    arm's points, None: as the arm's own."""
+def draw_points(ax, arms, labels, joined=False):
+    """Points with bars at each label, {arm: [(middle, low, high) or None, ...]}, the arms side by
+    side; `joined` by each arm's line."""
     for i, (arm, points) in enumerate(arms.items()):
         there = [(x, *point) for x, point in enumerate(points) if point]
         if there:
             x, middle, low, high = np.array(there).T
-            draw_bars(ax, arm, x + (i - (len(arms) - 1) / 2) * 0.07, (middle, low, high), line)
+            x += (i - (len(arms) - 1) / 2) * 0.07
+            bars = np.maximum([middle - low, high - middle], 0)
+            style = arm_style(arm) | ({} if joined else {"ls": ""})
+            ax.errorbar(x, middle, bars, capsize=2, lw=1.3, ms=6, label=arm, **style)
     ax.set_xticks(range(len(labels)), labels)
 
 
 def save(args, text, result, figure, runs=()):
     """Print a list of texts; write OUT.md, OUT.json and, if there is a figure, OUT.png."""
-    made, name = describe_machine(DEVICE, 1), os.path.basename(args.out)
+    made, name = describe_machine(DEVICE, 1), Path(args.out).name
     if runs:
         names = ", ".join(f"{Path(run['name']).name} (step {run['step']:,})" for run in runs)
         text = [*text, f"Runs: {names}."]

@@ -2,8 +2,6 @@
 script, with a code of their own or a shared one?
 
 Reads eval.npz of each run, out/RUN or results/NAME/RUN, which train.py writes at the last step."""
-import numpy as np
-
 from lib.errors import InputError
 from lib.plots import panels
 from lib.results import read_evaluation
@@ -39,26 +37,22 @@ def read_groups(run):
 def aggregate(runs):
     """Runs -> {grouping: {group: {"share": of all tokens, "arms": {arm: {"nats", "gap"}}}}}: the
     `summary` over seeds of the mean nats a token, and of the gap to the first arm over the seeds in
-    which both have the same tokens there (at another P other codes are shared); None for none.
-    Groups without tokens are left out."""
+    which both have the same tokens there (at another P other codes are shared); None for none."""
     import pandas as pd  # takes half a second, which --help need not wait for
     rows = [(run["arm"], run["header"]["config"]["seed"], *group)
             for run in runs for group in read_groups(run)]
     table = pd.DataFrame(rows, columns=["arm", "seed", "grouping", "group", "nats", "tokens"])
     table = table.groupby(["arm", "seed", "grouping", "group"], sort=False).sum().reset_index()
     arms, everything = list(table["arm"].unique()), table[table["grouping"] == "all"]
-    table = table[table["tokens"] > 0].assign(mean=lambda t: t["nats"] / t["tokens"])
-    same = ["seed", "grouping", "group", "tokens"]
-    base = table[table["arm"] == arms[0]].set_index(same)["mean"].rename("base")
-    table["gap"] = table["mean"] - table.join(base, on=same)["base"]
-    table.loc[table["arm"] == arms[0], "gap"] = np.nan
+    table = table[table["tokens"] > 0].assign(nats=lambda t: t["nats"] / t["tokens"])
+    first, same = table["arm"] == arms[0], ["seed", "grouping", "group", "tokens"]
+    base = table[first].set_index(same)["nats"].rename("base")
+    table["gap"] = table["nats"][~first] - table.join(base, on=same)["base"]
     result = {}
     for (grouping, group), part in table.groupby(["grouping", "group"], sort=False):
-        of_arms = {}
-        for arm in arms:
-            mine = part[part["arm"] == arm]
-            values = {"nats": mine["mean"], "gap": mine["gap"].dropna()}
-            of_arms[arm] = {key: summary(x) if len(x) else None for key, x in values.items()}
+        of_arms = {arm: {key: summary(x.dropna()) if x.count() else None
+                         for key, x in part.loc[part["arm"] == arm, ["nats", "gap"]].items()}
+                   for arm in arms}
         share = part["tokens"].sum() / everything["tokens"].sum()
         result.setdefault(grouping, {})[group] = {"share": float(share), "arms": of_arms}
     return result
@@ -67,13 +61,8 @@ def aggregate(runs):
 def main(args):
     runs = read_logs(args)
     result = aggregate(runs)
-    arms = list(result["all"]["all"]["arms"])
-    save(args, tables(arms, result), {"groups": result}, draw(arms, result), runs)
-
-
-def tables(arms, result):
-    """The page's texts: a table a grouping."""
     everything = result["all"]["all"]["arms"]
+    arms = list(everything)
     text = ["Mean nats per token over the whole validation text, by the input token, the one just "
             "before what is predicted; mean ± sd over seeds. Exploratory: many groups, and no "
             f"correction for that. No gap where two arms have other tokens in a group. {NOTE}, "
@@ -93,30 +82,23 @@ def tables(arms, result):
         if len(arms) > 1:
             text += [f"The same, minus {arms[0]}'s, paired by seed; 95 % Student intervals over "
                      "seeds:", markdown_table([*head, *arms[1:]], gaps)]
-    return text
+    save(args, text, {"groups": result}, draw(arms, result), runs)
 
 
 def draw(arms, result):
     """The picture: the gap to the first arm in each group; of one arm alone, its nats."""
     what, shown = ("gap", arms[1:]) if len(arms) > 1 else ("nats", arms)
-    figure, _ = panels(1, 11, 9)
-    figure.clear()
-    for ax, (grouping, title) in zip(figure.subplots(2, 2).flat, GROUPINGS.items()):
+    figure, axes = panels(2, 5.5, 9, rows=2)
+    for ax, (grouping, title) in zip(axes, GROUPINGS.items()):
         groups = {name: numbers["arms"] for name, numbers in result[grouping].items()
                   if numbers["share"] >= 0.001}
-        if len(groups) < 2:  # nothing to compare
-            ax.set_axis_off()
-            continue
-        points = {}
-        for arm in shown:
-            found = [of_arms[arm][what] for of_arms in groups.values()]
-            points[arm] = [x and (x["mean"], x["mean"] - (x["sd"] or 0), x["mean"] + (x["sd"] or 0))
-                           for x in found]
+        points = {arm: [x and (x["mean"], x["mean"] - (x["sd"] or 0), x["mean"] + (x["sd"] or 0))
+                        for x in (of_arms[arm][what] for of_arms in groups.values())]
+                  for arm in shown}
         draw_points(ax, points, [name.split("-")[0] for name in groups],
-                    None if grouping in ("seen", "length") else "")
+                    joined=grouping in ("seen", "length"))
         if what == "gap":
             ax.axhline(0, color="0.5", lw=0.8)
-        ax.grid(alpha=0.3)
         ax.set_title(f"input token: {title}", fontsize=11)
         if grouping == "seen":
             ax.tick_params("x", rotation=45)

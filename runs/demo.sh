@@ -15,11 +15,13 @@ SEEDS=${SEEDS:-1}
 mkdir -p out
 [ -e out/contrasts.tsv ] || cp runs/demo.tsv out/contrasts.tsv   # the questions, for compare.py
 
-speed=out/demo-speed-${ARMS// /-}.json   # measured once, so that the same command goes on with the same runs
+MINUTES=${MINUTES:-8}
+speed=out/demo-speed-$MINUTES-${ARMS// /-}.json   # measured once, so that the same command goes on with the same runs
 if [ -z "${STEPS:-}" ] && [ ! -e "$speed" ]; then
-    python bench.py step configs/tiny.py $(printf 'configs/%s.py ' $ARMS) "$@" --rounds=3 --out="${speed%.json}"
+    python bench.py step configs/tiny.py $(printf 'configs/%s.py ' $ARMS) "$@" --rounds=3 --minutes="$MINUTES" \
+        --out="${speed%.json}"
 fi
-STEPS=${STEPS:-$(python -m runs.steps "$speed" "${MINUTES:-8}")}
+STEPS=${STEPS:-$(python -c 'import json, sys; print(json.load(open(sys.argv[1]))["steps"])' "$speed")}
 name=demo$STEPS size=configs/tiny.py
 train_all --max_steps="$STEPS" --log_interval=25 --eval_tokens=32768 "$@"
 

@@ -4,8 +4,6 @@
 
 sample.py and the probes take the file as a run; train.py cannot go on from it.
 """
-from pathlib import Path
-
 from lib.errors import Parser, run
 from lib.run_folder import load_model, save_checkpoint
 
@@ -16,16 +14,14 @@ def export(folder, path):
     kept = {key: checkpoint[key] for key in ("step", "best", "tokenizer", "config")}
     kept["model"] = {name: value.bfloat16() if value.is_floating_point() else value
                      for name, value in model.state_dict().items()}
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
     save_checkpoint(path, kept)
 
 
 def main():
     parser = Parser(description=__doc__)
-    parser.add_argument("run", help="out/RUN")
-    parser.add_argument("file", help="FILE.pt")
-    args = parser.parse_args()
-    export(args.run, args.file)
+    parser.add_argument("folder", help="out/RUN")
+    parser.add_argument("path", help="FILE.pt")
+    export(**vars(parser.parse_args()))
 
 
 if __name__ == "__main__":

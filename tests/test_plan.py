@@ -66,7 +66,7 @@ def test_what_a_line_stands_for_once_the_lines_that_it_needs_are_done(tmp_path):
 
 
 @pytest.mark.parametrize("rows, named", [
-    ([("1", "a")], "a line is item, name, arguments"),
+    ([("1", "a")], "row 1: no text in one of item, name, arguments"),
     ([("1", "a", "--seed=1")], "begin with a config"),
     ([("1", "a", "configs/kron.py {tuned}")], "no tuning/ runs of its config")])
 def test_a_plan_that_is_none_is_one_line(tmp_path, refuse, rows, named):

@@ -12,7 +12,7 @@ import pytest
 import train
 from conftest import ROOT, SHORT, config_of
 from lib.results import read_run
-from runs.steps import steps_for
+from bench import steps_for
 
 # What bash 3.2 and tools that are not GNU's lack.
 LACKING = re.compile(

@@ -142,7 +142,7 @@ def test_own_prompts(folder, call, capsys, monkeypatch):
     (["out/kron", "--prompt=" + "word " * 200], "the context of kron is 32"),
     (["out/kron", "--temperature=-1"], "temperature"), (["out/kron", "--top_p=nan"], "top_p"),
     (["out/kron", "--temperature=1e-320"], "0.001 and more"), (["--seed=-1"], "from 0 to 2^64 - 1"),
-    (["--interactive", "--prompt=a"], "not both"),
+    (["--interactive", "--prompt=a"], "not allowed with"),
     (["out/kron", "--max_new_tokens=x"], "max_new_tokens")])
 def test_refusals(folder, refuse, argv, says):
     """One line each, before a word is said."""
