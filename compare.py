@@ -24,29 +24,26 @@ import numpy as np
 from lib.config import compose, near, parse_value
 from lib.errors import InputError, Parser, run, write_atomic
 from lib.pages import answers, grid_table, page, records, sections, whole_page
-from lib.results import (NO_ARM, SILENT, arms_of, difference, find_runs, finished_runs,
-                         must_match, order, provenance, read_tsv, select)
+from lib.plots import answer_picture, curves_picture
+from lib.results import (NO_ARM, SILENT, difference, find_runs, finished_runs, must_match, order,
+                         provenance, read_tsv, select)
 from lib.stats import holm, paired, residual_deviations, summary, verdict
 from lib.tables import refuse_folder, save_results
 from lib.tuning import KEYS, choose, describe_setting, find_tuning, name_runs, setting
 
 
 def describe(group):
-    """What an arm's runs, rows of a table, show on their own; None for what a run did not log."""
+    """What an arm's runs, rows of a table, show on their own."""
     runs, config = list(group["run"]), group["run"].iloc[0]["header"]["config"]
-    later = [v for r in runs for v in r["vals"] if v["step"]]
-    updates = [v["update_ratio"] for v in later if v.get("update_ratio") is not None]
-
-    def all_of(found):
-        return summary(found) if found and None not in found else None
-
+    updates = [v["update_ratio"] for r in runs for v in r["vals"] if v["update_ratio"] is not None]
     return {
         "seeds": group["seed"].tolist(), "params": runs[0]["header"]["params"],
         "kind": group["kind"].iloc[0], "tuned": runs[0].get("how"), "tried": runs[0].get("tried"),
         "setting": describe_setting(setting(config)), "loss": summary(group["loss"]),
-        "bpb": all_of(list(group["bpb"])), "ppl": summary(np.exp(group["loss"])),
-        "rms": [all_of([r["vals"][i].get("input_rms") for r in runs]) for i in (0, -1)],
-        "update_ratio": statistics.median(updates) if updates else None}
+        "bpb": summary(group["bpb"]), "ppl": summary(np.exp(group["loss"])),
+        "rms": [statistics.fmean(r["vals"][i]["input_rms"] for r in runs) for i in (0, -1)],
+        "update_ratio": statistics.median(updates) if updates else None,
+        "has_table": config["head"] == "table" or config["code"] in ("learned", "frozen_random")}
 
 
 def compare(table, baseline, contrasts=(), deviations=None):
@@ -56,8 +53,7 @@ def compare(table, baseline, contrasts=(), deviations=None):
     there = [{c["arm"], c["base"]} for c in contrasts] + [{baseline}]
     contrasts = [*contrasts, *({"question": "", "arm": arm, "base": baseline, "kind": "exploratory"}
                                for arm in table["arm"].unique() if {arm, baseline} not in there)]
-    found = [c | (paired(table, c["arm"], c["base"], deviations)
-                  or {"gap": None, "verdict": ["not run"]}) for c in contrasts]
+    found = [c | paired(table, c["arm"], c["base"], deviations) for c in contrasts]
     planned = [c for c in found if c["kind"] == "confirmatory"]
     tested = [c for c in planned if c.get("p") is not None]
     for c, p in zip(tested, holm([c["p"] for c in tested], len(planned))):
@@ -71,17 +67,14 @@ def compare(table, baseline, contrasts=(), deviations=None):
             "arms": {arm: describe(group) for arm, group in table.groupby("arm", sort=False)}}
 
 
-def uneven(arms):
+def uneven(table):
     """Notes that name arms whose losses spread over seeds over three times as much as the others'
     of their kind: one deviation for all then suits none."""
-    notes = []
-    for name, arm in arms.items():
-        others = [other["loss"]["sd"] for key, other in arms.items()
-                  if key != name and other["kind"] == arm["kind"] and other["loss"]["sd"]]
-        if others and (arm["loss"]["sd"] or 0) > 3 * (typical := statistics.median(others)):
-            notes.append(f"{name} spreads over seeds by {arm['loss']['sd']:.3f} nats, others of "
-                         f"its kind by {typical:.3f}: intervals are too narrow where it takes part")
-    return notes
+    spread = table.groupby(["kind", "arm"])["loss"].std()
+    typical = {(kind, arm): spread[kind].drop(arm).median() for kind, arm in spread.index}
+    return [f"{arm} spreads over seeds by {sd:.3f} nats, others of its kind by "
+            f"{typical[kind, arm]:.3f}: intervals are too narrow where it takes part"
+            for (kind, arm), sd in spread.items() if sd > 3 * typical[kind, arm]]
 
 
 def compare_horizons(found, deviations=None):
@@ -131,45 +124,40 @@ def read_values(paths, key, base, notes):
     tables, baseline = select(group, arms[value], moved, notes)
     contrasts = [{"question": "", "arm": arm, "base": baseline, "kind": "confirmatory"}
                  for arm in arms.values() if arm != baseline]
-    return {"tables": tables, "baseline": baseline, "contrasts": contrasts, "tuned": None,
-            "tuning": None}
+    return {"tables": tables, "baseline": baseline, "contrasts": contrasts, "tuning": None}
 
 
 def read_comparison(paths, folders, baseline, notes):
-    """Folders of runs -> {"tables", "baseline", "contrasts", "tuned": the path of the tuning table,
-    "tuning": that table}. Plan, contrasts and tuning table are those of the `folders`."""
+    """Folders of runs -> {"tables", "baseline", "contrasts", "tuning": the table of their grid}.
+    Plan, contrasts and tuning table are those of the `folders`."""
     planned = Counter(str(Path(folder) / row["name"]).rpartition("-s")[0]
                       for folder in folders for row in read_tsv(folder, "plan.tsv"))
     runs = [r | {"asked": planned[r["name"].rpartition("-s")[0]]}
             for r in finished_runs(paths, notes)]
-    path, tuning = find_tuning(runs, folders)
+    tuning = find_tuning(runs, folders)
     if tuning:
-        runs, folders = name_runs(runs, tuning, notes), [*folders, Path(path).parent]
+        runs, folders = name_runs(runs, tuning, notes), [*folders, Path(tuning["path"]).parent]
     contrasts = next(filter(None, (read_tsv(folder, "contrasts.tsv") for folder in folders)), [])
-    short = {row["arm"]: name for name, row in tuning["arms"].items()} if tuning else {}
-    short |= {r["was"]: r["arm"] for r in runs if r.get("how") == "tuned"}
+    short = {r["was"]: r["arm"] for r in runs if r.get("how") == "tuned"}
     baseline = short.get(baseline, baseline)
     for c in contrasts:
         c |= {key: short.get(c[key], c[key]) for key in ("arm", "base")}
     if not planned:  # the questions of others: those that these runs can answer
-        there = {*arms_of(runs)}
-        contrasts = [c for c in contrasts if {c["arm"], c["base"]} <= there]
+        contrasts = [c for c in contrasts if {c["arm"], c["base"]} <= {r["arm"] for r in runs}]
     tables, baseline = select(runs, baseline, KEYS if tuning else (), notes)
-    return {"tables": tables, "baseline": baseline, "contrasts": contrasts, "tuned": path,
-            "tuning": tuning}
+    return {"tables": tables, "baseline": baseline, "contrasts": contrasts, "tuning": tuning}
 
 
-def compare_folders(folder, baseline, main, deviations, notes):
-    """The comparisons of the folders within a folder, with their "name"; all exploratory. Runs that
-    differ from those of the `main` table in dtype alone are set beside them."""
+def compare_folders(folders, whole, notes):
+    """The comparisons of the folders within some folders, with their "name"; all exploratory. Runs
+    that differ from those of the comparison `whole` in dtype alone are set beside them."""
     import pandas as pd  # takes half a second, which --help need not wait for
-    others = []
-    for path in sorted({log.parent.parent for log in Path(folder).glob("*/*/log.jsonl")}):
-        if path.name == "tuning":
-            continue
+    main, others = whole["tables"][0], []
+    paths = {log.parent.parent for folder in folders for log in Path(folder).glob("*/*/log.jsonl")}
+    for path in sorted(path for path in paths if path.name != "tuning"):
         own = []
         try:
-            found = read_comparison([path], [path, folder], baseline, own)
+            found = read_comparison([path], [path, path.parent], whole["baseline"], own)
         except InputError as error:
             notes.append(f"{path.name}: left out: {error}")
             continue
@@ -181,9 +169,9 @@ def compare_folders(folder, baseline, main, deviations, notes):
             found["contrasts"] = [
                 {"question": f"What does {path.name} change?", "arm": arm,
                  "base": f"{arm} in {path.name}"} for arm in table["arm"].unique()]
-        for c in found["contrasts"]:
-            c["kind"] = "exploratory"
-        others.append(compare_horizons(found, deviations) | {"name": path.name})
+        found["contrasts"] = [c | {"kind": "exploratory"} for c in found["contrasts"]]
+        others.append(compare_horizons(found, whole["results"][0]["deviations"])
+                      | {"name": path.name})
     return others
 
 
@@ -226,31 +214,27 @@ def main():
     if args.tune:
         return tune(args.runs, args.out)
 
-    notes, folder = [], args.runs[0] if len(args.runs) == 1 and not args.by else None
-    if args.by:
-        found = read_values(args.runs, args.by, args.base, notes)
-    else:
-        found = read_comparison(args.runs, [folder] if folder else [], args.baseline, notes)
-    found, plan = compare_horizons(found) | {"others": []}, []
+    notes, folders = [], [] if args.by else args.runs
+    found = compare_horizons(
+        read_values(args.runs, args.by, args.base, notes) if args.by
+        else read_comparison(args.runs, folders, args.baseline, notes))
+    found["others"] = compare_folders(folders, found, notes)
     tables, result = found["tables"], found["results"][0]
-    if folder:
-        found["others"] = compare_folders(folder, found["baseline"], tables[0],
-                                          result["deviations"], notes)
-        there = {name for one in (found, *found["others"]) for table in one["tables"]
-                 for name in table["name"]}
-        plan = [row["name"] for row in read_tsv(folder, "plan.tsv")
-                if "tuning/" not in row["name"]]
-        if left := [name for name in plan if str(Path(folder) / name) not in there]:
-            notes.insert(0, f"planned and not compared: {len(left)} of {len(plan)} runs, "
-                         + ", ".join(left))
+    there = {name for one in (found, *found["others"]) for table in one["tables"]
+             for name in table["name"]}
+    plan = {str(Path(folder) / row["name"]): row["name"] for folder in folders
+            for row in read_tsv(folder, "plan.tsv") if "tuning/" not in row["name"]}
+    if left := [name for path, name in plan.items() if path not in there]:
+        notes.insert(0, f"planned and not compared: {len(left)} of {len(plan)} runs, "
+                     + ", ".join(left))
     untuned = [arm for arm, a in result["arms"].items() if a["tuned"] in (None, "not tuned")]
     if untuned and not args.by:
         notes.insert(0, f"not tuned, no grid has them: {', '.join(untuned)}")
     if all(len(arm["seeds"]) == 1 for arm in result["arms"].values()):
         notes.append("one seed: an interval covers the validation text, not another training run")
-    if found["tuned"]:
-        notes.append(f"tuned settings are those of {found['tuned']}")
-    notes += uneven(result["arms"]) + provenance([r for table in tables for r in table["run"]])
+    if found["tuning"]:
+        notes.append(f"tuned settings are those of {found['tuning']['path']}")
+    notes += uneven(tables[0]) + provenance([r for table in tables for r in table["run"]])
     for path, text in ((args.answers, answers), (args.records, records)):
         if path:
             content = text(tables[0], result).encode()
@@ -260,11 +244,8 @@ def main():
     for title, words, rows in sections(tables, result, found["equal"]):
         print(f"{title}\n\n{rows or words}\n")
     if args.out:
-        from lib.plots import answer_picture, curves_picture
-        if plan:  # it has codes of several widths, and horizons
-            figure = answer_picture(tables, found["others"], found["baseline"])
-        else:
-            figure = curves_picture(tables[0])
+        figure = (answer_picture(tables, found["others"], found["baseline"]) if plan
+                  else curves_picture(tables[0]))  # a plan has horizons, and several widths
         save_results(args.out, *page(found, notes, Path(args.out).name), figure)
 
 

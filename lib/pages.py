@@ -4,26 +4,27 @@ from datetime import datetime, timezone
 
 from lib.config import ROOT
 from lib.errors import InputError, this_command
-from lib.results import SEEN, read_tsv
+from lib.results import SEEN
 from lib.stats import paired, summary
 from lib.tables import (arm_table, bracket, contrast_name, gap_table, horizon_table,
                         markdown_table, numbers, pm)
 from lib.tuning import KEYS, describe_edges
 
-ABOUT = ("Gaps are in nats per token, paired by seed; below 0 the first arm is better. "
-         "results/README.md explains the columns.")
-
 
 def sections(tables, result, equal):
     """Titles, texts and tables of a comparison, (title, text, table or "") each."""
     planned, exploratory = result["planned"], result["exploratory"]
-    about = f"{ABOUT} {deviations(result)}"
+    about = ("Gaps are in nats per token, paired by seed; below 0 the first arm is better. "
+             f"results/README.md explains the columns. {deviations(result)}")
     if planned:
+        own = [f"{contrast_name(c)} {'lower' if c['gap']['mean'] < 0 else 'higher'} "
+               f"(p {c['p_own']:.2g})" for c in planned if c.get("p_own", 1) < 0.05]
         yield ("How to read the tables",
                f"{about} Verdicts are corrected (Holm) for {len(planned)} contrasts, intervals are "
                "not. Exploratory: known by each contrast's own seeds (Student, Holm) are "
-               f"{own_seeds(planned)}.", "")
-    for question, asked in group_by("question", planned).items():
+               f"{', '.join(own) or 'none'}.", "")
+    for question in dict.fromkeys(c["question"] for c in planned):
+        asked = [c for c in planned if c["question"] == question]
         made = [c for c in asked if c["gap"]]
         lacking = ", ".join(contrast_name(c) for c in asked if not c["gap"])
         yield (question or "Values", f"Not run: {lacking}." if lacking else "",
@@ -51,21 +52,6 @@ def deviations(result):
     sds = [f"{v['sd']:.4f} nats ({kind}, {v['degrees']:.3g} degrees of freedom)"
            for kind, v in result["deviations"].items() if kind in kinds]
     return f"Residual deviations: {', '.join(sds) or 'none'}."
-
-
-def own_seeds(planned):
-    """The verdicts of planned contrasts by their own seeds alone, in words."""
-    kept = [f"{contrast_name(c)} {'lower' if c['gap']['mean'] < 0 else 'higher'} "
-            f"(p {c['p_own']:.2g})" for c in planned if c.get("p_own", 1) < 0.05]
-    return ", ".join(kept) or "none"
-
-
-def group_by(key, rows):
-    """{value of a key: the rows that have it}, in order."""
-    groups = {}
-    for row in rows:
-        groups.setdefault(row[key], []).append(row)
-    return groups
 
 
 def taken_apart(table, c):
@@ -105,11 +91,9 @@ def setting_of(run):
 
 def whole_page(title, notes, parts, runs):
     """(a page: title, notes, the parts that are not empty, what made it; that as a dict)."""
-    headers = [run["header"] for run in runs]
-    made = {"command": this_command(),
-            "date": datetime.now(timezone.utc).isoformat(timespec="seconds")}
-    made |= {key: sorted({header.get(key, "unknown") for header in headers})
-             for key in ("commit", "hardware")}
+    made = {key: sorted({run["header"][key] for run in runs}) for key in ("commit", "hardware")}
+    made |= {"command": this_command(),
+             "date": datetime.now(timezone.utc).isoformat(timespec="seconds")}
     first = "Read this first:\n\n" + "\n".join(f"- {note}" for note in notes) if notes else ""
     last = (f"Made by `{made['command']}` on {made['date']}, from runs on "
             f"{'; '.join(made['hardware'])}, commits {', '.join(made['commit'])}; each run's "
@@ -132,8 +116,7 @@ def page(found, notes, name):
                   + setting_of(other["tables"][0]["run"].iloc[0]),
                   gap_table(asked) if asked else "", arm_table(first),
                   horizon_table(other["equal"]) if other["equal"] else ""]
-    published = read_tsv(ROOT / "lib", "published.tsv")
-    parts += ["## Published", markdown_table(published[0], map(dict.values, published)),
+    parts += ["## Published", (ROOT / "lib" / "published.md").read_text().strip(),
               "## What made these numbers", f"Every run: {setting_of(runs[0])}"]
     if tuning:
         steps = " and ".join(f"{r['steps']:,}" for r in results)
@@ -147,7 +130,7 @@ def page(found, notes, name):
         "notes": notes, "horizons": results[1:], "equal_seeds": equal,
         "others": {other["name"]: other["results"] for other in found["others"]},
         "runs": [r["name"] for r in runs], "data": runs[0]["header"]["data"],
-        "tuned": found["tuned"]}
+        "tuned": tuning and tuning["path"]}
 
 
 def grid_table(table):
@@ -182,15 +165,17 @@ def so_far(c):
 
 
 def answers(table, result):
-    """For a README: the answer to the title in one line, which the first contrast decides, with all
-    other planned contrasts of its arm; then a table of the planned questions with their gaps in
-    nats and 95 % intervals."""
-    questions = group_by("question", result["planned"])
-    if not 0 < len(questions) < 9:
+    """For a README: the answer to the title in one line, which the first question decides, with all
+    planned contrasts of its arm; then a table of the planned questions."""
+    planned, headers = result["planned"], [run["header"] for run in table["run"]]
+    if not 0 < len({c["question"] for c in planned}) < 9:
         raise InputError("--answers: contrasts.tsv has one to eight confirmatory questions")
-    asked, headers = next(iter(questions.values())), [run["header"] for run in table["run"]]
-    arm, ends, rows = asked[0]["arm"], {}, []  # ends: {how it ends: beside which arms}
-    for c in result["planned"]:
+    asked = [c for c in planned if c["question"] == planned[0]["question"]]
+    arm, ends, questions = asked[0]["arm"], {}, {}  # ends: {how it ends: beside which arms}
+    for c in planned:
+        words = (f"{contrast_name(c)}: {' and '.join(c['verdict'])}, {c['gap']['mean']:+.3f} "
+                 + bracket(c["interval"], 3) + so_far(c) if c["gap"] else "not run")
+        questions.setdefault(c["question"], []).append(words)
         if arm in (c["arm"], c["base"]):
             verdict = c["verdict"][0]
             if arm == c["base"]:
@@ -208,10 +193,7 @@ def answers(table, result):
               f"{numbers(asked[0].get('seeds', []))}{max(map(so_far, asked), key=len)}).")
     if others:
         answer += f" It ends {', '.join(others)}."
-    for question, asked in questions.items():
-        words = [f"{contrast_name(c)}: {' and '.join(c['verdict'])}, {c['gap']['mean']:+.3f} "
-                 + bracket(c["interval"], 3) + so_far(c) if c["gap"] else "not run" for c in asked]
-        rows.append([question, "<br>".join(words)])
+    rows = [[question, "<br>".join(words)] for question, words in questions.items()]
     return f"{answer}\n\n{markdown_table(['question', 'gap, 95 % interval'], rows)}\n"
 
 
@@ -222,32 +204,28 @@ CLASSES = [("none", 0, True), ("at most 50,000", 50_000, True), ("at most 200,00
 def records(table, result):
     """The best arm of each class, of those with every seed, and its lead over the next one; then
     all these arms and how far each is from the best of the smallest class that it is in."""
-    arms, rows, best = [], [], {}
-    for arm, group in table.groupby("arm"):
-        header = group["run"].iloc[0]["header"]
-        has_table = (header["config"]["head"] == "table"
-                     or header["config"]["code"] in ("learned", "frozen_random"))
-        if set(group["seed"]) == set(table["seed"]):
-            loss = summary(group["loss"])
-            arms.append((loss["mean"], arm, header["params"]["in_use"], has_table, pm(loss)))
+    arms = {arm: a for arm, a in result["arms"].items() if set(a["seeds"]) == set(table["seed"])}
+    cells = {arm: [arm, f"{a['params']['in_use']:,}", pm(a["loss"])] for arm, a in arms.items()}
+    ranked, rows, best = sorted(arms, key=lambda arm: arms[arm]["loss"]["mean"]), [], {}
 
     def lead(arm, other):
         gap = paired(table, arm, other, result["deviations"])
         return gap["interval"], f"{gap['gap']['mean']:+.4f} {bracket(gap['interval'])}"
 
     for name, most, tables in CLASSES:
-        inside = sorted(one for one in arms if one[2] <= most and (tables or not one[3]))
-        best |= {one[1]: inside[0][1] for one in inside if one[1] not in best}
+        inside = [arm for arm in ranked if arms[arm]["params"]["in_use"] <= most
+                  and (tables or not arms[arm]["has_table"])]
+        best |= {arm: inside[0] for arm in inside if arm not in best}
         row = [name, "-", "-", "-", "-", "-"]
         if inside:
-            row[1:4] = inside[0][1], f"{inside[0][2]:,}", inside[0][4]
+            row[1:4] = cells[inside[0]]
         if len(inside) > 1:
-            interval, words = lead(inside[0][1], inside[1][1])
-            row[4:] = inside[1][1], words + ", shared" * (interval is None or interval[1] >= 0)
+            interval, words = lead(*inside[:2])
+            row[4:] = inside[1], words + ", shared" * (interval is None or interval[1] >= 0)
         rows.append(row)
-    every = [[arm, f"{in_use:,}", loss, "-" if best[arm] == arm else best[arm],
+    every = [[*cells[arm], "-" if best[arm] == arm else best[arm],
               "-" if best[arm] == arm else lead(arm, best[arm])[1],
-              result["arms"][arm]["tried"] or "-"] for _, arm, in_use, _, loss in sorted(arms)]
+              arms[arm]["tried"] or "-"] for arm in ranked]
     return "\n\n".join([
         "# Records", "The rule, and how to make a row: Records in results/README.md.",
         markdown_table(["trained input parameters in use", "record", "of them", "loss (nats)",

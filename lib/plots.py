@@ -64,14 +64,14 @@ def panels(count, width, height=4.4, dpi=110, rows=1):
 
 def draw_curves(ax, arm, curves, **style):
     """An arm's curves {seed: {x: value}}: the mean over seeds, with a band from the lowest to the
-    highest. Its last point, (x, mean)."""
+    highest. Its end: (x, mean, colour)."""
     import pandas as pd  # takes half a second, which --help need not wait for
     values, style = pd.DataFrame(curves).sort_index(), arm_style(arm) | style
     mean = values.mean(axis=1)
     ax.plot(mean.index, mean, ms=5, lw=1.5, label=arm, **style)
     ax.fill_between(mean.index, values.min(axis=1), values.max(axis=1), color=style["color"],
                     alpha=0.2, lw=0)
-    return mean.index[-1], mean.iloc[-1]
+    return mean.index[-1], mean.iloc[-1], style["color"]
 
 
 def loss_picture(records, title, path):
@@ -102,23 +102,11 @@ def curves_picture(table):
     return figure
 
 
-def name_ends(ax, ends):
-    """Name lines, (x, y, name, colour) of an end each, beside the axes and joined to their ends:
-    the names as near to these as they can be with a line's height between them."""
+def finish(ax, values, ends):
+    """A logarithmic axis with ticks at those of its values that do not stand too close; the lines'
+    names, (x, y, colour, name) of an end each, beside it and joined to their ends: as near to these
+    as they can be with a line's height between them."""
     from scipy.optimize import isotonic_regression  # takes a second
-    low, high = ax.get_ylim()
-    ends.sort(key=lambda end: end[1])
-    heights = np.arange(len(ends)) * (high - low) / 18
-    places = isotonic_regression([y for _, y, *_ in ends] - heights).x + heights
-    for (x, y, name, colour), place in zip(ends, places):
-        ax.annotate(name, (x, y), (1.09, place), textcoords=("axes fraction", "data"), fontsize=8,
-                    va="center", annotation_clip=False,
-                    arrowprops={"arrowstyle": "-", "color": colour, "lw": 0.8, "ls": ":",
-                                "relpos": (0, 0.5)})  # from the middle of the name's left side
-
-
-def set_ticks(ax, values):
-    """A logarithmic axis with ticks at those of its values that do not stand too close."""
     ticks = []
     for value in sorted(values):
         if not ticks or value > 1.5 * ticks[-1]:
@@ -126,28 +114,35 @@ def set_ticks(ax, values):
     ax.set_xscale("log")
     ax.set_xticks(ticks, [f"{value:,.0f}" for value in ticks])
     ax.minorticks_off()
+    low, high = ax.get_ylim()
+    ends.sort(key=lambda end: end[1])
+    heights = np.arange(len(ends)) * (high - low) / 18
+    places = isotonic_regression([y for _, y, *_ in ends] - heights).x + heights
+    for (x, y, colour, name), place in zip(ends, places):
+        ax.annotate(name, (x, y), (1.09, place), textcoords=("axes fraction", "data"), fontsize=8,
+                    va="center", annotation_clip=False,
+                    arrowprops={"arrowstyle": "-", "color": colour, "lw": 0.8, "ls": ":",
+                                "relpos": (0, 0.5)})  # from the middle of the name's left side
 
 
 def table_rows(table):
-    """How many rows a V x d table has in the runs of a comparison: V, padded."""
-    headers = [run["header"] for run in table["run"]]
-    sizes = [header["params"][part] // header["config"]["n_embd"] for header in headers
-             for part, key, value in (("input", "code", "learned"), ("head", "head", "table"))
-             if header["config"][key] == value]
-    return max(1, min(sizes, default=1))
+    """How many rows a V x d head has in the runs of a comparison: V, padded."""
+    heads = [run["header"]["params"]["head"] // run["header"]["config"]["n_embd"]
+             for run in table["run"] if run["header"]["config"]["head"] == "table"]
+    return max(1, min(heads, default=1))
 
 
 def draw_gaps(ax, texts, baseline):
     """The final gap to the baseline against training tokens per vocabulary entry, over the seeds of
-    all of an arm's horizons; hollow from the second text on. Returns the first text's V."""
+    all of an arm's horizons; hollow from the second text on."""
     import pandas as pd  # takes half a second, which --help need not wait for
     found, ends = [], []
     for text, horizons in enumerate(texts):
         for table in horizons:
-            base = table[table["arm"] == baseline].set_index("seed")
-            config, size = base["run"].iloc[0]["header"]["config"], table_rows(table)
-            tokens = config["max_steps"] * base["run"].iloc[0]["header"]["tokens_per_step"]
-            gaps = table["loss"] - table["seed"].map(base["loss"])
+            base = table[table["arm"] == baseline].set_index("seed")["loss"]
+            header, size = table["run"].iloc[0]["header"], table_rows(table)
+            tokens = header["config"]["max_steps"] * header["tokens_per_step"]
+            gaps = table["loss"] - table["seed"].map(base)
             found.append(table.assign(gap=gaps, text=text, size=size, seen=tokens / size))
     found = pd.concat(found).dropna(subset="gap")
     lines = {key: line.pivot(index="seen", columns="seed", values="gap").dropna(axis=1)
@@ -156,26 +151,23 @@ def draw_gaps(ax, texts, baseline):
              if line.size and (len(line) > 1 or key[1] in (*LINES, "minimal"))} or lines
     for (text, arm, size), line in shown.items():
         if not text or arm != baseline:
-            end = draw_curves(ax, arm, line, mfc="white" if text else None)
             name = f"{arm}, V {size:,}" if text else arm
-            ends.append((*end, name, arm_style(arm)["color"]))
+            ends.append((*draw_curves(ax, arm, line, mfc="white" if text else None), name))
     first = found["size"].iloc[0]
     steps = sorted(table["run"].iloc[0]["header"]["config"]["max_steps"] for table in texts[0])
     ax.set(xlabel="training tokens per vocabulary entry\n"
            f"(V {first:,}: {', '.join(map('{:,}'.format, steps))} steps;\nbands span the seeds)",
            ylabel=f"loss - loss of {baseline} (nats per token)")
-    set_ticks(ax, {x for line in shown.values() for x in line.index})
-    name_ends(ax, ends)
-    return first
+    finish(ax, {x for line in shown.values() for x in line.index}, ends)
 
 
-def draw_sizes(ax, table, entries):
+def draw_sizes(ax, table):
     """Final loss against how many numbers a token's code has, fixed codes and trained ranks; the
     arms of LINES are horizontal lines."""
     codes, ends = {}, []
     for arm, group in table.groupby("arm", sort=False):
         config = group["run"].iloc[0]["header"]["config"]
-        widths = {0: int(entries - 1).bit_length(), -1: config["n_embd"]}  # minimal, as wide as e
+        widths = {0: (table_rows(table) - 1).bit_length(), -1: config["n_embd"]}  # minimal, wide
         at = {"affine": widths.get(config["code_width"], config["code_width"]),
               "lowrank": config["rank"], "frozen_random": config["n_embd"]}.get(config["code"])
         if at and not config["input_norm"]:
@@ -184,23 +176,20 @@ def draw_sizes(ax, table, entries):
         elif arm in LINES:
             loss, style = group["loss"].mean(), arm_style(arm)
             ax.axhline(loss, lw=1.3, color=style["color"], ls=style["ls"])
-            ends.append((config["n_embd"], loss, arm, style["color"]))
+            ends.append((config["n_embd"], loss, style["color"], arm))
     for code, curves in codes.items():
         name = {"affine": "minimal to wide", "lowrank": "trained rank"}.get(code, code)
-        style = arm_style("wide" if code == "affine" else code)
-        ends.append((*draw_curves(ax, code, curves, **style), name, style["color"]))
+        ends.append((*draw_curves(ax, "wide" if code == "affine" else code, curves), name))
     ax.set(xlabel="numbers in a token's code", ylabel="loss (nats per token)")
-    set_ticks(ax, {x for curves in codes.values() for curve in curves.values() for x in curve})
-    name_ends(ax, ends)
+    finish(ax, {x for curves in codes.values() for curve in curves.values() for x in curve}, ends)
 
 
 def answer_picture(tables, others, baseline):
     """The two pictures of the answer; `others`: comparisons of other texts and vocabularies."""
     figure, (left, right) = panels(2, 4, 4.2, 220)  # twice the width at which a page shows it
-    main, *rest = (found[0]["run"].iloc[0]["header"]["data"] for found in
-                   [tables, *(other["tables"] for other in others)])
-    texts = [other["tables"] for other, data in zip(others, rest)
-             if data != main and baseline in set(other["tables"][0]["arm"])]
-    entries = draw_gaps(left, [tables, *texts], baseline)
-    draw_sizes(right, tables[0], entries)
+    data = tables[0]["run"].iloc[0]["header"]["data"]
+    texts = [other["tables"] for other in others
+             if other["tables"][0]["run"].iloc[0]["header"]["data"] != data]
+    draw_gaps(left, [tables, *texts], baseline)
+    draw_sizes(right, tables[0])
     return figure

@@ -24,10 +24,14 @@ NO_ARM = {*BITS, *SILENT}
 HORIZON = ("max_steps", "warmup_steps")
 
 # The columns of the planned runs; of the questions, exploratory where the kind is not
-# "confirmatory", whose column "through" may name arms on the way; of the papers' figures.
+# "confirmatory", whose column "through" may name arms on the way.
 COLUMNS = {"plan.tsv": ["item", "name", "arguments"],
-           "contrasts.tsv": ["question", "arm", "base", "kind"],
-           "published.tsv": ["what", "figure", "value"]}
+           "contrasts.tsv": ["question", "arm", "base", "kind"]}
+
+# What a log's header has, and each validation that is not NaN.
+HEADER = {"arm", "params", "data", "config", "commit", "code_hash", "hardware", "epochs",
+          "tokens_per_step"}
+VALIDATION = {"val_bpb", "input_rms", "update_ratio"}
 
 # Groups of input tokens by how often training saw them, and the first of their bins in eval.npz.
 SEEN = {"under 256": 0, "256 to 1,023": 9, "1,024 to 8,191": 11, "more": 14}
@@ -49,8 +53,7 @@ def order(run):
     if "by" in run:
         return 0, run["by"], seed
     place = [*ARMS, arm.split(",")[0]].index(arm.split(",")[0])
-    natural = re.sub(r"\d+", lambda number: number[0].zfill(9), arm)  # rank=6 before rank=12
-    return place, natural, seed
+    return place, re.sub(r"\d+", lambda number: number[0].zfill(9), arm), seed  # 6 before 12
 
 
 def read_run(folder):
@@ -62,11 +65,13 @@ def read_run(folder):
     if not path.is_file():
         raise InputError(f"{folder}: no log.jsonl there, not a run")
     header, *records = read_log(path) or [{}]
-    if not {"arm", "params", "data", "config"} <= header.keys():
-        raise InputError(f"{path}: no header, not a run's log")
+    if lacking := HEADER - header.keys():
+        raise InputError(f"{path}: no header, not a run's log (no {', '.join(sorted(lacking))})")
     config = asdict(Config()) | header["config"]
     steps, scored = ([r for r in records if key in r] for key in ("loss", "val_loss"))
     vals = [r for r in scored if r["val_loss"] is not None and math.isfinite(r["val_loss"])]
+    if lacking := {key for r in vals for key in VALIDATION - r.keys()}:
+        raise InputError(f"{path}: a log of other code (no {', '.join(sorted(lacking))})")
     resumed_with = sorted({key for r in records for key in r.get("resumed_with", {})})
     last, missing = max((r.get("step", 0) for r in records), default=0), set()
     for key, there in (("log_interval", steps), ("eval_interval", scored)):
@@ -77,11 +82,6 @@ def read_run(folder):
             "header": header | {"config": config}, "steps": steps, "vals": vals,
             "resumed_with": resumed_with, "missing": min(missing, default=None), "last": last,
             "diverged": scored[-1].get("step") if scored and scored[-1] not in vals else None}
-
-
-def arms_of(runs):
-    """The arms of some runs, each once, in order."""
-    return list(dict.fromkeys(run["arm"] for run in runs))
 
 
 def find_runs(paths, notes):
@@ -199,18 +199,16 @@ def refuse_unmatched(runs, free=()):
 
 def provenance(runs):
     """What a reader must know of how some runs were made, lines."""
-    headers = [run["header"] for run in runs]
-    dirty = [run["name"] for run in runs if run["header"].get("commit", "").endswith("+changes")]
+    dirty = [run["name"] for run in runs if run["header"]["commit"].endswith("+changes")]
     lines = [f"made from files that no commit has (+changes): {', '.join(dirty)}"] if dirty else []
     lines += [f"{run['name']} was resumed with other {', '.join(run['resumed_with'])}"
               for run in runs if run["resumed_with"]]
-    hashes = [header.get("code_hash", "unknown") for header in headers]
-    found = {key: [header["config"][key] for header in headers] for key in BITS}
-    found["code that decides numbers"] = [SAME_CODE.get(code, code) for code in hashes]
-    for what, values in found.items():
-        counts = [f"{value} ({n} runs)" for value, n in Counter(values).most_common()]
+    for key in (*BITS, "code_hash"):
+        values = [(run["header"] | run["header"]["config"])[key] for run in runs]
+        counts = Counter(SAME_CODE.get(value, value) for value in values).most_common()
         if len(counts) > 1:
-            lines.append(f"{what} is not the same in all runs: {', '.join(counts)}")
+            each = ", ".join(f"{value} ({n} runs)" for value, n in counts)
+            lines.append(f"{key} is not the same in all runs: {each}")
     return lines
 
 
@@ -222,18 +220,18 @@ def select(runs, baseline, free, notes):
     for run in runs:  # the baseline's first: of two that clash the first one stays
         groups.setdefault(json.dumps(must_match(run, free), sort_keys=True), []).append(run)
     groups = sorted((drop_clashes(group, notes) for group in groups.values()), key=lambda group: (
-        bool(baseline) and baseline not in arms_of(group), -len(group),
+        bool(baseline) and group[0]["arm"] != baseline, -len(group),
         -group[0]["header"]["config"]["max_steps"]))
-    main, arms = groups[0][0], arms_of(groups[0])
-    baseline = baseline or ("bpe_tied" if "bpe_tied" in arms else arms[0])
-    if baseline not in arms:
-        there = ", ".join(arms_of(runs))
+    main = groups[0][0]
+    baseline = baseline or main["arm"]
+    if main["arm"] != baseline:
+        there = ", ".join(dict.fromkeys(run["arm"] for run in runs))
         raise InputError(f"--baseline={baseline}: no finished run of that arm (there are {there})")
     for group in groups:
         why = f"no run of {baseline} beside it"
         if differs := difference(main, group[0], {*free, *HORIZON}):
             why = f"not comparable: {differs}"
-        elif baseline in arms_of(group):
+        elif baseline in {run["arm"] for run in group}:
             tables.append(as_table(group, notes))
             continue
         others = f" and {len(group) - 1} more" if len(group) > 1 else ""
@@ -257,7 +255,7 @@ def as_table(runs, notes):
     table = pd.DataFrame([{
         "arm": run["arm"], "seed": run["header"]["config"]["seed"], "name": run["name"],
         "kind": "own head" if run["header"]["config"]["head"] == "table" else "input's head",
-        "loss": run["vals"][-1]["val_loss"], "bpb": run["vals"][-1].get("val_bpb"), "run": run,
+        "loss": run["vals"][-1]["val_loss"], "bpb": run["vals"][-1]["val_bpb"], "run": run,
         "asked": run.get("asked", 0), "bootstrap": None, "seen": None} for run in runs])
     if all(arrays and np.array_equal(arrays["doc_tokens"], scored[0]["doc_tokens"])
            for arrays in scored):

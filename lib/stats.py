@@ -31,25 +31,20 @@ def residual_deviations(table):
     """The deviations of loss = arm + seed + residual by kind of arm, {kind: {"sd", "degrees" of
     freedom}}: least squares, with several kinds weighted until their variances stand still
     (restricted maximum likelihood)."""
-    import pandas as pd  # takes half a second, which --help need not wait for
-    design = np.hstack([pd.get_dummies(table[key], dtype=float) for key in ("arm", "seed")])
-    y, kind = table["loss"].to_numpy(), table["kind"].to_numpy()
-    found = dict.fromkeys(table["kind"].unique(), (1.0, 0.0))
+    design = np.hstack([np.eye(len(table))[table.groupby(key).ngroup()] for key in ("arm", "seed")])
+    y, (kinds, kind) = table["loss"].to_numpy(), np.unique(table["kind"], return_inverse=True)
+    variance = np.ones(len(kinds))
     for _ in range(200):
-        before, found = found, {}
-        weight = np.array([1 / math.sqrt(max(before[k][0], 1e-12)) for k in kind])
-        columns, sizes, _ = np.linalg.svd(design * weight[:, None], full_matrices=False)
-        columns = columns[:, sizes > 1e-9 * sizes[0]]
+        before, weight = variance, 1 / np.sqrt(np.maximum(variance, 1e-12))[kind]
+        columns = scipy.linalg.orth(design * weight[:, None], rcond=1e-9)
         residual = (y * weight - columns @ (columns.T @ (y * weight))) / weight
-        left = 1 - (columns**2).sum(1)  # how much of each value the fit leaves free
-        for k in before:
-            degrees = float(left[kind == k].sum())
-            variance = float((residual[kind == k]**2).sum()) / degrees if degrees > 1e-6 else 1.0
-            found[k] = variance, degrees
-        if all(math.isclose(found[k][0], before[k][0], rel_tol=1e-7) for k in found):
+        degrees = np.bincount(kind, 1 - (columns**2).sum(1))  # how many the fit leaves free
+        squares = np.bincount(kind, residual**2)
+        variance = np.where(degrees > 1e-6, squares / np.maximum(degrees, 1e-6), 1.0)
+        if np.allclose(variance, before, rtol=1e-7, atol=0):
             break
-    return {k: {"sd": math.sqrt(variance), "degrees": degrees}
-            for k, (variance, degrees) in found.items() if degrees > 1e-6}
+    found = zip(kinds.tolist(), np.sqrt(variance).tolist(), degrees.tolist())
+    return {kind: {"sd": sd, "degrees": free} for kind, sd, free in found if free > 1e-6}
 
 
 def gap_variance(deviations, kinds):
@@ -76,22 +71,17 @@ def bootstrap_documents(nats, tokens, draws=DRAWS):
     `tokens` (N,) each -> (draws, R). All runs share the draws, so differences are paired."""
     rng, N = np.random.default_rng(0), len(tokens)
     columns = np.concatenate([nats, [tokens]]).T.astype(float)  # (N, R + 1)
-    losses = np.empty((draws, len(nats)))
-    for i in range(draws):
-        times = np.bincount(rng.integers(0, N, N), minlength=N)  # how often each one is drawn
-        sums = times @ columns
-        losses[i] = sums[:-1] / sums[-1]
-    return losses
+    sums = np.array([np.bincount(rng.integers(0, N, N), minlength=N) @ columns  # times drawn
+                     for _ in range(draws)])
+    return sums[:, :-1] / sums[:, -1:]
 
 
-def document_interval(gaps, error=0.0, degrees=1):
+def document_interval(draws, error, degrees):
     """95 % interval and two-sided p-value of a gap from its bootstrap (draws,): ([low, high], p).
-    Seeds are crossed in through `error`, the gap's standard error over them: each draw gets a value
-    of Student's distribution. With error 0 it holds for these very training runs."""
-    draws = np.asarray(gaps, dtype=float)
-    if error:
-        u = (np.arange(len(draws)) + 0.5) / len(draws)  # the distribution evenly, not at random
-        t = scipy.stats.t.ppf(u, degrees)
+    Each draw gets a value of Student's distribution times `error`, the standard error over seeds;
+    with error 0 it holds for these very training runs."""
+    if error:  # the distribution evenly, not at random
+        t = scipy.stats.t.ppf((np.arange(len(draws)) + 0.5) / len(draws), degrees)
         draws = draws + error * np.random.default_rng(1).permutation(t)
     low, high = np.quantile(draws, [0.025, 0.975])
     beyond = 1 + min((draws <= 0).sum(), (draws >= 0).sum())
@@ -118,13 +108,13 @@ def steps_to_match(arm, base):
 
 
 def paired(table, arm, base, deviations):
-    """The gap arm - base, paired by seed, with its intervals; None without a common seed. "pooled"
-    has the deviations of all arms; "documents" is over documents crossed with seeds. "interval" and
-    "p" are the pooled ones, with one seed the wider one of the two."""
+    """The gap arm - base, paired by seed, with its intervals; "not run" without a common seed.
+    "pooled" has the deviations of all arms; "documents" is over documents crossed with seeds.
+    "interval" and "p" are the pooled ones, with one seed the wider one of the two."""
     ours, theirs = (table[table["arm"] == name] for name in (arm, base))
     both = ours.merge(theirs, on="seed", suffixes=("", "_base")).sort_values("seed")
     if both.empty:
-        return None
+        return {"gap": None, "verdict": ["not run"]}
     n, gaps = len(both), both["loss"] - both["loss_base"]
     gap, documents = summary(gaps), (None, None)
     variance, degrees = gap_variance(deviations, both[["kind", "kind_base"]].iloc[0])

@@ -11,10 +11,9 @@ def markdown_table(head, rows):
     """Rows of cells -> a GitHub table, padded so that it reads well in a terminal too."""
     table = [[str(cell) for cell in row] for row in [head, *rows]]
     widths = [max(map(len, column)) for column in zip(*table)]
-    lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths)) + " |"
-             for row in table]
-    rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
-    return "\n".join([lines[0], rule, *lines[1:]])
+    lines = ["| " + " | ".join(map(str.ljust, row, widths)) + " |" for row in table]
+    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
+    return "\n".join(lines)
 
 
 def pm(s, digits=4, sign=""):
@@ -42,13 +41,11 @@ def arm_table(result):
     """What each arm is and reaches."""
     rows = []
     for arm, a in result["arms"].items():
-        counts = [f"{a['params'][key]:,}" if key in a["params"] else "-"
-                  for key in ("input", "in_use", "head", "total")]
-        start, end = a["rms"]
+        counts = [f"{a['params'][key]:,}" for key in ("input", "in_use", "head", "total")]
         rows.append([
             arm, numbers(a["seeds"]), *counts, pm(a["loss"]), pm(a["ppl"], 2), pm(a["bpb"]),
             a["setting"], (a["tuned"] or "no") + (f", best of {a['tried']}" if a["tried"] else ""),
-            f"{start['mean']:.3g} -> {end['mean']:.3g}" if start and end else "-",
+            "{:.3g} -> {:.3g}".format(*a["rms"]),
             "-" if a["update_ratio"] is None else f"{a['update_ratio']:.2g}"])
     columns = ["arm", "seeds", "input params", "in use", "head", "total", "loss (nats)",
                "perplexity", "bits/byte", "setting", "tuned", "rms(e)", "update ratio"]

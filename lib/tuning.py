@@ -132,13 +132,13 @@ def describe_edges(found):
 
 
 def read_tuning(path):
-    """tuning.json -> the table that `choose` made. InputError if it is none."""
+    """tuning.json -> the table that `choose` made, and its "path". InputError if it is none."""
     with one_line(f"{path}: not a table of compare.py --tune", InputError, DAMAGE):
         table = json.loads(Path(path).read_text())
         for row in table["arms"].values():
             row["keys"] = arm_keys(asdict(Config()) | row["keys"])  # of arms that came later too
             setting(row["best"])
-        return {key: table[key] for key in ("seeds", "steps", "settings", "arms")}
+        return {"path": str(path)} | {k: table[k] for k in ("seeds", "steps", "settings", "arms")}
 
 
 def tuned_name(run, table):
@@ -182,9 +182,9 @@ def name_runs(runs, tuning, notes):
 
 
 def find_tuning(runs, paths):
-    """(path, table) of the tuning.json that most runs match, in data and shape, or (None, None)."""
+    """The table of the tuning.json that most runs match, in data and shape, or None."""
     own = [path for folder in paths if (path := Path(folder) / "tuning.json").is_file()]
-    found, most = (None, None), 0
+    found, most = None, 0
     for path in [*own, *sorted(Path("results").glob("**/tuning.json"), reverse=True)]:
         table, matches = read_tuning(path), 0
         for run in runs:
@@ -192,5 +192,5 @@ def find_tuning(runs, paths):
             fits = all(table["settings"].get(key, here[key]) == here[key] for key in here)
             matches += fits and tuned_name(run, table)[1] == "tuned"
         if matches > most:
-            found, most = (str(path), table), matches
+            found, most = table, matches
     return found

@@ -28,6 +28,11 @@ from lib.config import compose  # noqa: E402
 
 ARMS = [arm for arm in plots.ARMS if (ROOT / "configs" / f"{arm}.py").is_file()]
 
+# What a made-up log has in its header and in each validation, beside what a test is about.
+HEADER = {"params": {}, "data": {}, "commit": "abc", "code_hash": "123", "hardware": "a machine",
+          "epochs": 0.5, "tokens_per_step": 32}
+VAL = {"val_bpb": 1.0, "input_rms": 1.0, "update_ratio": 0.01}
+
 # A model of a second or so, whose width is a multiple of 12 bits.
 SHORT = ["--n_layer=2", "--n_embd=96", "--n_head=3", "--block_size=64", "--batch_size=8",
          "--max_steps=60", "--warmup_steps=10", "--learning_rate=3e-3", "--eval_interval=60",

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import compare
-from conftest import records
+from conftest import HEADER, VAL, records
 from lib import plots, results as found, stats, tuning
 from lib.errors import InputError
 
@@ -25,13 +25,10 @@ def made_up_run(folder, arm, seed, loss, name=None, header=(), documents=None, c
               "code": "learned" if base.startswith("bpe_") else base, "dtype": "float32",
               "head": "tied" if "_tied" in base else "table", "log_interval": 1000,
               "eval_interval": 1000} | config
-    val = {"val_bpb": 1.0, "input_rms": 0.02, "clipped": 0.25, "update_ratio": 0.01}
-    write(run, {"config": config, "arm": arm, "params": PARAMS, "data": {"train": "0", "val": "1"},
-                "tokens_per_step": 32, "epochs": 0.5, "commit": "abc", "code_hash": "123",
-                "hardware": "a machine"} | dict(header),
-          {"step": 0, "val_loss": 8.0} | val,
+    own = {"config": config, "arm": arm, "params": PARAMS, "data": {"train": "0", "val": "1"}}
+    write(run, HEADER | own | dict(header), VAL | {"step": 0, "val_loss": 8.0, "input_rms": 0.02},
           {"step": 1, "loss": 3.0, "tokens_per_s": 100.0, "batch_crc": seed + crc},
-          {"step": config["max_steps"], "val_loss": loss} | val)
+          {"step": config["max_steps"], "val_loss": loss} | VAL)
     if documents is not None:
         n = len(documents)
         nats, seen = 10 * np.array(documents, np.float32), np.bincount([8] * 2 + [9] + [13])
@@ -172,8 +169,10 @@ def test_what_is_no_whole_run_is_named_and_left_out(tmp_path, call, capsys):
                              (5, whole, math.nan), (2, whole[:2] + whole[3:], 4.0)):
         run = made_up_run(tmp_path, "kron", seed, 4, log_interval=40, eval_interval=40)
         end = {"step": 100 if last else 90, "val_loss": last or 5.0}
-        write(run, records(run)[0], *left, end)
+        write(run, records(run)[0], *(VAL | line for line in (*left, end)))
     made_up_run(tmp_path, "kron", 1, 3, name="kron-s1.old")
+    old = made_up_run(tmp_path, "kron", 6, 3)
+    write(old, *records(old), {"step": 100, "val_loss": 3.0})
     (tmp_path / "out" / "odd").mkdir()
     (tmp_path / "out" / "odd" / "log.jsonl").write_text("garbage\n")
     with open(tmp_path / "out" / "kron-s1" / "log.jsonl", "a") as file:
@@ -183,6 +182,7 @@ def test_what_is_no_whole_run_is_named_and_left_out(tmp_path, call, capsys):
     for seed, why in ((2, "its log is not whole: nothing of step 40"), (5, "diverged: its"),
                       (3, "its log is not whole: nothing of step 40"), (4, "unfinished, step 90")):
         assert f"left out: out/kron-s{seed}: {why}" in said.err
+    assert "a log of other code (no input_rms, update_ratio, val_bpb)" in said.err
     assert "no header" in said.err and "out/kron-s1.old: a run that --overwrite" in said.err
     assert said.err.count("left out") == 4 and "| kron | 1 " in said.out
     write(run, *records(run), {"step": 100, "resumed_with": {"eval_interval": [40, 80]}})
@@ -229,8 +229,8 @@ def test_a_copy_under_another_name_narrows_nothing(tmp_path):
 def test_an_arm_of_uneven_spread_is_named(tmp_path):
     """Three times that of the others of its kind: one deviation suits neither."""
     made_up_runs(tmp_path, qr=[4.0, 4.1], kron=[4.2, 4.3], random=[4.4, 4.69], lowrank=[3.5, 3.81])
-    result, _ = results(tmp_path, "kron")
-    assert [note.split()[0] for note in compare.uneven(result["arms"])] == ["lowrank"]
+    (table,), _ = found.select(found.finished_runs([tmp_path / "out"], []), "kron", (), [])
+    assert [note.split()[0] for note in compare.uneven(table)] == ["lowrank"]
 
 
 def test_the_largest_group_is_shown_and_the_rest_named(tmp_path, call, capsys):

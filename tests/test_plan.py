@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from conftest import ROOT
+from conftest import HEADER, ROOT, VAL
 from lib.results import read_run
 from runs import plan as plans
 
@@ -27,9 +27,8 @@ def finish(folder, name, loss, **config):
     """A made-up run that ended with this loss; None: it diverged."""
     config = {"max_steps": 600, "seed": 100, "learning_rate": 4e-3, "min_lr": 4e-4,
               "log_interval": 999, "eval_interval": 999} | config
-    header = {"arm": "kron", "config": config, "params": {"input": 9, "total": 9}, "data": {}}
-    records = [header, {"step": 0, "val_loss": 8.0, "input_rms": 1.0},
-               {"step": 600, "val_loss": loss, "input_rms": 1.0}]
+    header = HEADER | {"arm": "kron", "config": config, "params": {"input": 9, "total": 9}}
+    records = [header, VAL | {"step": 0, "val_loss": 8.0}, VAL | {"step": 600, "val_loss": loss}]
     (folder / name).mkdir(parents=True)
     (folder / name / "log.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
 

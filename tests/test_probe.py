@@ -14,7 +14,7 @@ from hub import Hub
 from pytest import approx
 
 import probe
-from conftest import build, config_of
+from conftest import HEADER, VAL, build, config_of
 from lib import tokenizer
 from lib.results import read_run
 from lib.run_folder import build_model, load_model, save_checkpoint
@@ -249,9 +249,9 @@ def write_log(folder, arm, seed, norms, **config):
     """out/ARM-sSEED with the log of a run that was validated every 50 steps."""
     run = folder / "out" / f"{arm}-s{seed}"
     run.mkdir(parents=True)
-    header = {"config": {"seed": seed, "code": arm, "max_steps": 100} | config, "arm": arm,
-              "params": {}, "data": {}}
-    vals = [{"step": 50 * i, "val_loss": 3.0, "input_norm": x} for i, x in enumerate(norms)]
+    config = {"seed": seed, "code": arm, "max_steps": 100} | config
+    header = HEADER | {"config": config, "arm": arm}
+    vals = [VAL | {"step": 50 * i, "val_loss": 3.0, "input_norm": x} for i, x in enumerate(norms)]
     (run / "log.jsonl").write_text("\n".join(map(json.dumps, [header, *vals])))
     return run
 

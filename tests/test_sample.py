@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import sample
-from conftest import build, config_of
+from conftest import HEADER, build, config_of
 from lib.generation import continue_text
 from lib.run_folder import build_model, load_model, save_checkpoint
 from probes.echo import echo_nats
@@ -27,7 +27,7 @@ def folder(tmp_path_factory, bpe):
                                 "--block_size=32"))
         run = folder / "out" / arm
         run.mkdir(parents=True)
-        header = {"arm": arm, "config": config, "data": {}, "params": {}}
+        header = HEADER | {"arm": arm, "config": config}
         (run / "log.jsonl").write_text(json.dumps(header) + "\n")
         save_checkpoint(run / "ckpt.pt", {
             "model": build_model(config, bpe).state_dict(), "config": config | {"arm": arm},
