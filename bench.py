@@ -15,6 +15,7 @@ Rows are measured in turn: A B A B ... Times are the median (lowest - highest) o
 ratio is to the last row, round by round.
 """
 import json
+import math
 import statistics
 import time
 from dataclasses import asdict, replace
@@ -26,7 +27,7 @@ from tqdm import tqdm
 from lib.config import ROOT, check, compose, read_config
 from lib.data import Data, sequence_blocks, to_device
 from lib.distributed import start_ranks
-from lib.errors import Parser, run, whole_number, write_atomic
+from lib.errors import InputError, Parser, run, whole_number, write_atomic
 from lib.provenance import describe_machine
 from lib.run_folder import build_model
 from lib.tables import markdown_table
@@ -126,6 +127,8 @@ def main():
     parser.add_argument("--out", help="write OUT.json")
     args, options = parser.parse_known_args()
     codes = args.what == "codes"
+    if args.minutes is not None and (codes or not 0 < args.minutes < math.inf):
+        raise InputError("--minutes goes with step, and is above 0")
     default = every_input() if codes else ["configs/kron.py", "configs/bpe_untied.py"]
     arms = read_arms([*args.configs, *options], default, both_forms=codes)
     config = next(iter(arms.values()))

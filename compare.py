@@ -129,7 +129,7 @@ def read_values(paths, key, base, notes):
 
 def read_comparison(paths, folders, baseline, notes):
     """Folders of runs -> {"tables", "baseline", "contrasts", "tuning": the table of their grid}.
-    Plan, contrasts and tuning table are those of the `folders`."""
+    Plan and tuning table are those of the `folders`, contrasts of the first that has some."""
     planned = Counter(str(Path(folder) / row["name"]).rpartition("-s")[0]
                       for folder in folders for row in read_tsv(folder, "plan.tsv"))
     runs = [r | {"asked": planned[r["name"].rpartition("-s")[0]]}
@@ -141,7 +141,8 @@ def read_comparison(paths, folders, baseline, notes):
     short = {r["was"]: r["arm"] for r in runs if r.get("how") == "tuned"}
     baseline = short.get(baseline, baseline)
     for c in contrasts:
-        c |= {key: short.get(c[key], c[key]) for key in ("arm", "base")}
+        c |= {key: " ".join(short.get(arm, arm) for arm in (c.get(key) or "").split())
+              for key in ("arm", "base", "through")}
     if not planned:  # the questions of others: those that these runs can answer
         contrasts = [c for c in contrasts if {c["arm"], c["base"]} <= {r["arm"] for r in runs}]
     tables, baseline = select(runs, baseline, KEYS if tuning else (), notes)

@@ -34,9 +34,10 @@ class InputWatch:
     there: how large they are, and how far a step moves them."""
 
     def __init__(self, model, data, blocks):
-        ids, _ = to_device(data.read("val", blocks), model.device)
-        self.ids, count = ids.unique(return_counts=True)
-        self.share = count / ids.numel()
+        ids = data.read("val", blocks)[:, :-1]
+        distinct, count = np.unique(ids, return_counts=True)  # torch's miscounts on MPS
+        self.ids = torch.from_numpy(distinct.astype(np.int64)).to(model.device)
+        self.share = torch.from_numpy(count / ids.size).float().to(model.device)
         self.model, self.embed, self.before = model, torch.no_grad()(model.embed), None
 
     def rms(self, vectors):

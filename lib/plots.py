@@ -126,10 +126,12 @@ def finish(ax, values, ends):
 
 
 def table_rows(table):
-    """How many rows a V x d head has in the runs of a comparison: V, padded."""
-    heads = [run["header"]["params"]["head"] // run["header"]["config"]["n_embd"]
-             for run in table["run"] if run["header"]["config"]["head"] == "table"]
-    return max(1, min(heads, default=1))
+    """How many rows a V x d table has in the runs of a comparison: V, padded."""
+    headers = [run["header"] for run in table["run"]]
+    sizes = [header["params"][part] // header["config"]["n_embd"] for header in headers
+             for part, key, value in (("input", "code", "learned"), ("head", "head", "table"))
+             if header["config"][key] == value]
+    return max(1, min(sizes, default=1))
 
 
 def draw_gaps(ax, texts, baseline):

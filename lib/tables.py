@@ -41,7 +41,8 @@ def arm_table(result):
     """What each arm is and reaches."""
     rows = []
     for arm, a in result["arms"].items():
-        counts = [f"{a['params'][key]:,}" for key in ("input", "in_use", "head", "total")]
+        counts = [f"{a['params'][key]:,}" if key in a["params"] else "-"
+                  for key in ("input", "in_use", "head", "total")]
         rows.append([
             arm, numbers(a["seeds"]), *counts, pm(a["loss"]), pm(a["ppl"], 2), pm(a["bpb"]),
             a["setting"], (a["tuned"] or "no") + (f", best of {a['tried']}" if a["tried"] else ""),

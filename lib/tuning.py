@@ -151,7 +151,7 @@ def tuned_name(run, table):
         if (mine, arm_keys(config)) == (setting(row["best"]), row["keys"]):
             return name, "tuned"
     for name, row in table["arms"].items():
-        if full in (name, row["arm"]):
+        if full in (name, row["arm"]) and arm_keys(config) == row["keys"]:
             return None, (f"{describe_setting(mine)} is not what the grid chose "
                           f"({describe_setting(row['best'])})")
     family = full.split(",")[0]

@@ -27,9 +27,9 @@ def test_every_code_is_measured_beside_a_table(small_data, call, capsys):
     assert 100 * kron["buffers MB"] < table["buffers MB"]
 
 
-def test_a_step_is_train_pys_own(small_data, call, monkeypatch):
+def test_a_step_is_train_pys_own(small_data, call, refuse, monkeypatch):
     """What is timed is train.train_step with its reading of batches, a step of each arm in turn,
-    which may have keys of its own; ratios are to the last."""
+    which may have keys of its own; ratios are to the last. It says how many steps fit."""
     seen = []
 
     def watched(step, forward, model, optimizer, scaler, data, config):
@@ -37,12 +37,15 @@ def test_a_step_is_train_pys_own(small_data, call, monkeypatch):
         seen.append((config.code_form, step, crc))
     monkeypatch.setattr(bench, "train_step", watched)
     argv = ["configs/tiny.py", "configs/kron.py,code_form=table", "configs/kron.py", *SMALL,
-            "--gradient_accumulation_steps=3", "--out=results/step"]
+            "--gradient_accumulation_steps=3", "--out=results/step", "--minutes=8"]
     assert call(bench.main, "step", *argv, cwd=small_data) == 0
     assert [(form, step) for form, step, _ in seen] == [
         (form, step) for step in range(4) for form in ("table", "on_the_fly")]
     crcs = [crc for _, _, crc in seen]
     assert crcs[::2] == crcs[1::2] and len(set(crcs)) == 4  # equal batches, another each step
-    result = json.loads((small_data / "results" / "step.json").read_text())["result"]
+    saved = json.loads((small_data / "results" / "step.json").read_text())
+    result = saved["result"]
+    assert saved["steps"] > 1000
+    assert "with step" in refuse(bench.main, "codes", "--minutes=8", cwd=small_data)
     assert list(result) == ["kron,code_form=table", "kron"]
     assert len(result["kron"]["ms"]) == 2 and result["kron"]["ratio"] == [1, 1]

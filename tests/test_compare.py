@@ -223,7 +223,7 @@ def test_a_copy_under_another_name_narrows_nothing(tmp_path):
     made_up_runs(tmp_path, copy=[4.05 + 1e-8, 3.95 + 1e-8])
     after, notes = results(tmp_path)
     assert after == before
-    assert sum("to six digits, one run under two names" in note for note in notes) == 2
+    assert sum("to six digits, which counts once" in note for note in notes) == 2
 
 
 def test_an_arm_of_uneven_spread_is_named(tmp_path):
@@ -341,7 +341,7 @@ def tuned(tmp_path, grid, call):
     write_tsv(tmp_path / "results" / "a" / "contrasts.tsv", CONTRAST,
               ["Is it better tuned?", "bpe_untied_fast", "bpe_untied_usual", "confirmatory"],
               ["Does spelling help?", "kron", "kron_shuffled", "confirmatory"],
-              ["And low rank?", "lowrank,rank=32", "kron", "exploratory"])
+              ["And low rank?", "lowrank,rank=32", "kron", "exploratory", "bpe_untied_fast"])
     for arm, loss, options in (
             ("bpe_untied_usual", 4.3, {}), ("kron", 3.9, RATES | {"embed_lr_mult": 0.25}),
             ("bpe_untied_fast", 3.8, RATES | {"embed_lr_mult": 4.0}),
@@ -402,11 +402,13 @@ def test_tuned_arms_are_compared_at_their_own_settings(tuned, call, capsys):
     made_up_run(tuned, "kron", 100, 1.0, **kron)
     made_up_run(tuned, "kron", 14, 1.0, learning_rate=4e-3, min_lr=4e-4)
     made_up_run(tuned, "qr", 11, 3.0, **RATES)
+    made_up_run(tuned, "bpe_untied", 14, 3.0, rank=5)
     made_up_run(tuned, "kron,pos_dim=4", 11, 3.1, pos_dim=4, **kron)
     assert call(compare.main, "--out=results/tiny", "--answers=a.md", cwd=tuned) == 0
     said = capsys.readouterr().err
     for line in ("out/kron-s100: seed 100 chose the settings", "has them: bpe_untied_usual, qr",
-                 "out/kron-s14: 0.004 is not what the grid chose (0.002, input rate × 0.25)"):
+                 "out/kron-s14: 0.004 is not what the grid chose (0.002, input rate × 0.25)",
+                 "bpe_untied-s14: not comparable: its arm has other keys in out/bpe_untied_fast-s1"):
         assert line in said
     saved = json.loads((tuned / "results" / "tiny.json").read_text())
     assert saved["tuned"] == "results/a/tuning.json"
@@ -417,6 +419,7 @@ def test_tuned_arms_are_compared_at_their_own_settings(tuned, call, capsys):
         ("Is it better tuned?", ["lower"])]  # the question that these runs can answer
     assert pair_of(saved, "lowrank", "kron")["gap"]["mean"] == pytest.approx(0.01, abs=0.01)
     page = (tuned / "results" / "tiny.md").read_text()
+    assert re.search(r"lowrank - kron: .* \(lowrank - bpe_untied\) .* \(bpe_untied - kron\)", page)
     assert "grid of 60 steps (seed 100, 101). It is used here at 100" in page
     assert re.match(r"\*\*No\. With 600 trained input parameters, bpe_untied ends 0.(49|50)",
                     (tuned / "a.md").read_text())

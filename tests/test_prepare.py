@@ -202,7 +202,9 @@ def test_rows_without_text_are_skipped_and_counted(tmp_path, made, capsys, docs)
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     meta, _, found = made("a.jsonl", "--tokenizer=bpe:257")
     assert meta["sources"]["text"]["skipped"] == 4 and everything(found) == sorted(docs[:2])
-    assert "4 rows without text were skipped" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "4 rows without text were skipped" in said
+    assert "first 16 bytes: 0 tokens are longer, 0 have the vector of another" in said
 
 
 def test_separators(tmp_path, docs):
