@@ -127,8 +127,8 @@ def main():
     parser.add_argument("--out", help="write OUT.json")
     args, options = parser.parse_known_args()
     codes = args.what == "codes"
-    if args.minutes is not None and (codes or not 0 < args.minutes < math.inf):
-        raise InputError("--minutes goes with step, and is above 0")
+    if args.minutes is not None and (codes or not 0 <= args.minutes < math.inf):
+        raise InputError("--minutes goes with step, and is a number from 0 on")
     default = every_input() if codes else ["configs/kron.py", "configs/bpe_untied.py"]
     arms = read_arms([*args.configs, *options], default, both_forms=codes)
     config = next(iter(arms.values()))
