@@ -224,9 +224,10 @@ def finish(args, final, folder, tok, meta):
     if fits < 256:
         print(f"block_size=256 does not fit so little text; train.py --block_size={fits} does")
     for P in (16, 32):
-        longer, shared = map(sum, tokenizer.unseen(tok.token_bytes, P))
-        print(f"codes that read a token's first {P} bytes: {longer:,} tokens are longer, "
-              f"{shared:,} have the vector of another")
+        longer, shared = (tokenizer.by_script(itertools.compress(tok.token_bytes, which))
+                          for which in tokenizer.unseen(tok.token_bytes, P))
+        print(f"codes of a token's first {P} bytes | longer tokens: {longer} | tokens that share a "
+              f"vector: {shared}")
 
 
 # ---- the command -------------------------------------------------------------------------------

@@ -59,19 +59,6 @@ class InputWatch:
                 "update_ratio": ratio}
 
 
-def script_of(text):
-    """The script of a token's letters and marks ("Latin", ...; "mixed" for several); without any
-    "bytes" (it has a part of a character, U+FFFD), "digits", "punctuation", "space" or "other"."""
-    from fontTools.unicodedata import category, script, script_name  # takes a twentieth of a second
-    categories = [category(c)[0] for c in text]
-    scripts = {script(c) for c, kind in zip(text, categories) if kind in "LM"} - {"Zyyy", "Zinh"}
-    if scripts:
-        return script_name(scripts.pop()) if len(scripts) == 1 else "mixed"
-    others = {"bytes": "\ufffd" in text, "digits": "N" in categories,
-              "punctuation": "P" in categories or "S" in categories, "space": text.isspace()}
-    return next((kind for kind, is_it in others.items() if is_it), "other")
-
-
 @torch.no_grad()
 def score_validation(model, data, config):
     """Nats of every token of the validation split but the first, given what stands before it in its
@@ -106,7 +93,7 @@ def evaluate(model, data, config, epochs):
 
     seen = np.frexp(np.round(data.train_counts * epochs))[1]  # how many bits the number has
     length = np.array([len(token) for token in raw])
-    scripts = [script_of(token.decode(errors="replace")) for token in raw]
+    scripts = [tokenizer.script_of(token.decode(errors="replace")) for token in raw]
     names, script = np.unique(scripts, return_inverse=True)
     _, shared = tokenizer.unseen(raw, config.pos_dim)
 

@@ -276,3 +276,23 @@ def unseen(strings, pos_dim):
     lists: whether it is longer, whether another shares its first P bytes; b"" is never read."""
     holders = Counter(raw[:pos_dim] for raw in strings if raw)
     return [len(raw) > pos_dim for raw in strings], [holders[raw[:pos_dim]] > 1 for raw in strings]
+
+
+def script_of(text):
+    """The script of a token's letters and marks ("Latin", ...; "mixed" for several); without any
+    "bytes" (it has a part of a character, U+FFFD), "digits", "punctuation", "space" or "other"."""
+    from fontTools.unicodedata import category, script, script_name  # takes a twentieth of a second
+    categories = [category(c)[0] for c in text]
+    scripts = {script(c) for c, kind in zip(text, categories) if kind in "LM"} - {"Zyyy", "Zinh"}
+    if scripts:
+        return script_name(scripts.pop()) if len(scripts) == 1 else "mixed"
+    others = {"bytes": "\ufffd" in text, "digits": "N" in categories,
+              "punctuation": "P" in categories or "S" in categories, "space": text.isspace()}
+    return next((kind for kind, is_it in others.items() if is_it), "other")
+
+
+def by_script(strings):
+    """How many byte strings there are, and of which scripts: "3 (Latin 2, bytes 1)"."""
+    scripts = Counter(script_of(raw.decode(errors="replace")) for raw in strings)
+    named = ", ".join(f"{script} {count:,}" for script, count in scripts.most_common())
+    return f"{scripts.total():,}" + (f" ({named})" if named else "")

@@ -12,10 +12,9 @@ import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from lib import tokenizer
-from lib.evaluate import script_of
 from lib.tokenizer import (END_OF_TEXT, PATTERNS, HuggingFaceTokenizer, UnicodeTokenizer,
-                           byte_alphabet, from_state, hf_token_bytes, id_type, token_bytes,
-                           train_bpe, train_unicode)
+                           byte_alphabet, from_state, hf_token_bytes, id_type, script_of,
+                           token_bytes, train_bpe, train_unicode)
 
 HARD = ["", " ", "\n\n\t x\r\n", "naïve café — 東京 🙂👩‍👩‍👧", "don't I'LL 1234567 x_y",
         "\0\x7f\ufeff\ufffd", f"a{END_OF_TEXT}b {END_OF_TEXT}", "^" * 1_000_000]

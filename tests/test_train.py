@@ -19,9 +19,8 @@ from conftest import (ARMS, ROOT, SHORT, build, config_of, error_line, records, 
 from lib import provenance
 from lib.config import compose
 from lib.data import Data, sequence_blocks
-from lib.evaluate import script_of
 from lib.run_folder import build_model, load_model
-from lib.tokenizer import from_state, token_bytes
+from lib.tokenizer import from_state, script_of, token_bytes
 from toy import TOY
 
 # ---- a real run --------------------------------------------------------------------------------
