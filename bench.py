@@ -30,7 +30,7 @@ from lib.distributed import start_ranks
 from lib.errors import InputError, Parser, run, whole_number, write_atomic
 from lib.provenance import describe_machine
 from lib.run_folder import build_model
-from lib.tables import markdown_table
+from lib.tables import markdown_table, refuse_folder
 from model import CODES
 from train import make_optimizer, train_step
 
@@ -129,9 +129,14 @@ def main():
     codes = args.what == "codes"
     if args.minutes is not None and (codes or not 0 <= args.minutes < math.inf):
         raise InputError("--minutes goes with step, and is a number from 0 on")
+    if args.out:
+        refuse_folder(args.out)
     default = every_input() if codes else ["configs/kron.py", "configs/bpe_untied.py"]
     arms = read_arms([*args.configs, *options], default, both_forms=codes)
     config = next(iter(arms.values()))
+    for key in ("dataset", "block_size", "batch_size", "gradient_accumulation_steps", "compile"):
+        if any(getattr(arm, key) != getattr(config, key) for arm in arms.values()):
+            raise InputError(f"{key} must be equal in all arms: give --{key}=VALUE")
     data, device = Data(config.dataset, config.block_size), start_ranks(config.device)
     torch.set_float32_matmul_precision("high")  # as in training
     torch._dynamo.config.recompile_limit = 64  # arms share code, which is compiled for each

@@ -209,9 +209,10 @@ def main():
     args = parser.parse_args()
     for path in filter(None, (args.out, args.answers, args.records)):
         refuse_folder(path)
-    others = args.by or args.answers or args.records or args.baseline
-    if args.base and not args.by or args.tune and others:
-        raise InputError("--base goes with --by, --tune with --out alone")
+    others = args.answers or args.records or args.baseline
+    if args.base and not args.by or args.by and others or args.tune and (args.by or others):
+        raise InputError("--base goes with --by, --by with --base and --out alone, "
+                         "--tune with --out alone")
     if args.tune:
         return tune(args.runs, args.out)
 
@@ -242,8 +243,8 @@ def main():
             write_atomic(path, lambda file: file.write(content))
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
-    for title, words, rows in sections(tables, result, found["equal"]):
-        print(f"{title}\n\n{rows or words}\n")
+    for section in sections(tables, result, found["equal"]):
+        print(*filter(None, section), sep="\n\n", end="\n\n")
     if args.out:
         figure = (answer_picture(tables, found["others"], found["baseline"]) if plan
                   else curves_picture(tables[0]))  # a plan has horizons, and several widths

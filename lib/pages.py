@@ -30,9 +30,8 @@ def sections(tables, result, equal):
         yield (question or "Values", f"Not run: {lacking}." if lacking else "",
                gap_table(made) if made else "")
     asked = [c for c in [*planned, *exploratory] if c["question"] and c["gap"]]
-    apart = [taken_apart(tables[0], c) for c in asked if c.get("through")]
-    if any(apart):
-        yield "The published contrast taken apart", "\n\n".join(filter(None, apart)), ""
+    if apart := [taken_apart(tables[0], c) for c in asked if c.get("through")]:
+        yield "The published contrast taken apart", "\n\n".join(apart), ""
     if asked and tables[0]["seen"].notna().all():
         yield ("By how often training saw the input token", "The input token is the one before "
                "what is predicted. Exploratory; mean gap ± sample standard deviation over seeds.",
@@ -56,11 +55,11 @@ def deviations(result):
 
 def taken_apart(table, c):
     """A contrast as the sum of its steps from arm to arm: a line that adds up, over the seeds that
-    all these arms have; "" without any."""
+    all these arms have."""
     arms = [c["arm"], *c["through"].split(), c["base"]]
     losses = table.pivot(index="seed", columns="arm", values="loss").reindex(columns=arms).dropna()
     if losses.empty:
-        return ""
+        return f"{contrast_name(c)}: no seed has all of {', '.join(arms)}."
     gaps = -losses.mean().diff().iloc[1:]
     words = " ".join(f"{gap:+.3f} ({arm} - {base})" for gap, arm, base in zip(gaps, arms, arms[1:]))
     return (f"{contrast_name(c)}: {gaps.sum():+.3f} = {words}, in nats, the mean over seeds "
@@ -169,7 +168,7 @@ def answers(table, result):
     planned contrasts of its arm; then a table of the planned questions."""
     planned, headers = result["planned"], [run["header"] for run in table["run"]]
     if not 0 < len({c["question"] for c in planned}) < 9:
-        raise InputError("--answers: contrasts.tsv has one to eight confirmatory questions")
+        raise InputError("--answers: contrasts.tsv needs one to eight confirmatory questions")
     asked = [c for c in planned if c["question"] == planned[0]["question"]]
     arm, ends, questions = asked[0]["arm"], {}, {}  # ends: {how it ends: beside which arms}
     for c in planned:

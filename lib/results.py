@@ -127,7 +127,10 @@ def read_evaluation(run):
         return None
     with one_line(f"{path} is damaged or of another kind", InputError):
         with np.load(path, allow_pickle=False) as file:
-            return dict(file)
+            arrays = dict(file)
+        if not np.isfinite(arrays["doc_nats"] + arrays["doc_tokens"]).all():
+            raise ValueError("a loss in it is not finite")
+    return arrays
 
 
 def read_table(path, columns):
@@ -148,7 +151,11 @@ def read_table(path, columns):
 def read_tsv(folder, name):
     """The rows of FOLDER/plan.tsv or its like; [] where there is none."""
     path = Path(folder) / name
-    return read_table(path, COLUMNS[name]) if path.is_file() else []
+    rows = read_table(path, COLUMNS[name]) if path.is_file() else []
+    for row in rows:
+        if row.get("kind") not in (None, "confirmatory", "exploratory"):
+            raise InputError(f"{path}: kind is confirmatory or exploratory, not {row['kind']}")
+    return rows
 
 
 def must_match(run, free=()):

@@ -46,6 +46,7 @@ def test_a_step_is_train_pys_own(small_data, call, refuse, monkeypatch):
     saved = json.loads((small_data / "results" / "step.json").read_text())
     result = saved["result"]
     assert saved["steps"] > 1000
-    assert "with step" in refuse(bench.main, "codes", "--minutes=8", cwd=small_data)
+    for wrong, says in (("--minutes=8", "with step"), ("configs/qr.py,dataset=x", "dataset must")):
+        assert says in refuse(bench.main, "codes", "configs/kron.py", wrong, *SMALL, cwd=small_data)
     assert list(result) == ["kron,code_form=table", "kron"]
     assert len(result["kron"]["ms"]) == 2 and result["kron"]["ratio"] == [1, 1]

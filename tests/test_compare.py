@@ -194,6 +194,10 @@ def test_files_that_are_none_are_refused(tmp_path, refuse):
     run = made_up_run(tmp_path, "kron", 1, 4, documents=[4.0])
     (run / "eval.npz").write_bytes((run / "eval.npz").read_bytes()[:100])
     assert "eval.npz is damaged" in refuse(compare.main, cwd=tmp_path)
+    np.savez(run / "eval.npz", doc_nats=[math.nan], doc_tokens=[1])
+    assert "a loss in it is not finite" in refuse(compare.main, cwd=tmp_path)
+    write_tsv(tmp_path / "out" / "contrasts.tsv", CONTRAST, ["q?", "kron", "qr", "confirmatroy"])
+    assert "kind is confirmatory or exp" in refuse(compare.main, cwd=tmp_path)
 
 
 @pytest.mark.parametrize("change, named", [
@@ -307,6 +311,7 @@ def test_by_a_key_that_changes_bits_or_batches(tmp_path, call, capsys, key, a, b
     (["--by=n_head"], "no two runs differ in n_head alone"),
     (["--by=learning_rate", "--base=5"], "another of 0.001, 0.002, 0.01"),
     (["--base=5"], "--base goes with --by"), (["--out=."], "is a folder"),
+    (["--by=n_head", "--answers=x"], "--by with --base and --out alone"),
     (["--tune", "--answers=x"], "--tune with --out alone"),
     (["--records=out/qr-s1/log.jsonl/x"], "log.jsonl is a file, not a folder")])
 def test_by_and_options_that_cannot_be(rates, refuse, options, named):
@@ -401,19 +406,19 @@ def test_tuned_arms_are_compared_at_their_own_settings(tuned, call, capsys):
     path.write_text(json.dumps(table))
     made_up_run(tuned, "kron", 100, 1.0, **kron)
     made_up_run(tuned, "kron", 14, 1.0, learning_rate=4e-3, min_lr=4e-4)
-    made_up_run(tuned, "qr", 11, 3.0, **RATES)
     made_up_run(tuned, "bpe_untied", 14, 3.0, rank=5)
     made_up_run(tuned, "kron,pos_dim=4", 11, 3.1, pos_dim=4, **kron)
     assert call(compare.main, "--out=results/tiny", "--answers=a.md", cwd=tuned) == 0
     said = capsys.readouterr().err
-    for line in ("out/kron-s100: seed 100 chose the settings", "has them: bpe_untied_usual, qr",
+    assert re.search(r"lowrank - kron: .* \(lowrank - bpe_untied\) .*\(bpe_untied - kron\)", page)
                  "out/kron-s14: 0.004 is not what the grid chose (0.002, input rate × 0.25)",
-                 "bpe_untied-s14: not comparable: its arm has other keys in out/bpe_untied_fast-s1"):
+                 "bpe_untied-s14: not comparable: its arm has other keys in out/bpe_untied_f"):
         assert line in said
     saved = json.loads((tuned / "results" / "tiny.json").read_text())
     assert saved["tuned"] == "results/a/tuning.json"
     assert {arm: a["tuned"] for arm, a in saved["arms"].items()} == {
-        "bpe_untied": "tuned", "bpe_untied_usual": "not tuned", "lowrank": "tuned", "qr": "not tuned", "kron": "tuned", "kron,pos_dim=4": "as kron"}
+        "bpe_untied": "tuned", "bpe_untied_usual": "not tuned", "lowrank": "tuned",
+        "kron": "tuned", "kron,pos_dim=4": "as kron"}
     assert saved["arms"]["bpe_untied"]["setting"] == "0.002, input rate × 4"
     assert [(c["question"], c["verdict"]) for c in saved["planned"]] == [
         ("Is it better tuned?", ["lower"])]  # the question that these runs can answer
@@ -463,7 +468,7 @@ def planned_runs(tmp_path):
               ["q2?", "kron", "bpe_untied", "confirmatory"],
               ["q2?", "bpe_untied", "bpe_untied_usual", "confirmatory"],
               ["q3?", "bpe_untied_usual", "bpe_tied_usual", "exploratory"],
-              ["published?", "kron", "bpe_tied_usual", "exploratory", "bpe_untied bpe_untied_usual"])
+              ["sum?", "kron", "bpe_tied_usual", "exploratory", "bpe_untied bpe_untied_usual"])
     plan = [["2", f"{arm}-s{seed}", "-"] for arm in ("qr", "wide-100", "bpe_untied-100")
             for seed in (21, 22, 23)]
     write_tsv(tmp_path / "out" / "plan.tsv", ["item", "name", "arguments"],
@@ -530,8 +535,9 @@ def test_answers_and_records(planned_runs, call, refuse):
               ["q1?", "kron", "bpe_untied", "confirmatory"])
     assert call(compare.main, *argv, cwd=planned_runs) == 0
     assert (planned_runs / "a.md").read_text().startswith("**Yes, for the lowest loss among these")
-    write_tsv(planned_runs / "out" / "contrasts.tsv", CONTRAST, ["q1?", "kron", "wide", "-"])
-    assert "contrasts.tsv has" in refuse(compare.main, "out", "--answers=b", cwd=planned_runs)
+    write_tsv(planned_runs / "out" / "contrasts.tsv", CONTRAST,
+              ["q1?", "kron", "wide", "exploratory"])
+    assert "contrasts.tsv needs" in refuse(compare.main, "out", "--answers=b", cwd=planned_runs)
 
 
 def test_text_in_a_picture_is_text(tmp_path):

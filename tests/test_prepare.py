@@ -236,9 +236,8 @@ HINDI = ("हिन्दी में यह एक छोटी कहान�
 
 
 def test_given_tokenizers(tmp_path, made, refuse, capsys, gpt2, docs):
-    """--tokenizer=gpt2, unicode, FILE.json and a folder that has one: the text comes back, and what
-    a code of bytes cannot tell apart is said by script. A folder without a tokenizer is one line.
-    """
+    """--tokenizer=gpt2, unicode, FILE.json, a folder that has one: the text comes back; what a code
+    of bytes cannot tell apart is said by script. A folder without a tokenizer is one line."""
     (tmp_path / "tok").mkdir()
     (tmp_path / "tok" / "tokenizer.json").write_text(json.dumps(test_tokenizer.byte_level(docs)))
     (tmp_path / "a.jsonl").write_text(jsonl(docs[:100]))

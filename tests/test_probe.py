@@ -311,8 +311,7 @@ def test_tuned_runs_stand_side_by_side(tmp_path, call, refuse):
         runs.append(write_eval(tmp_path, name, 1, [8, 6, 0, 2], **point))
         arm = name.split(",")[0]
         keys = arm_keys(read_run(runs[-1])["header"]["config"])
-        arms[arm] = {"arm": arm, "keys": keys, "edges": [], "grid": [point],
-                     "best": KEYS | point}
+        arms[arm] = {"arm": arm, "keys": keys, "edges": [], "grid": [point], "best": KEYS | point}
     table = {"seeds": [100], "steps": 1, "arms": arms, "settings": {"data": {}}}
     (tmp_path / "tuning.json").write_text(json.dumps(table))
     arms["affine"]["best"]["learning_rate"] = 8e-3
