@@ -4,7 +4,7 @@
     python bench.py codes configs/kron.py configs/wide.py --compile=True
     python bench.py step configs/kron.py configs/bpe_untied.py --batch_size=1
     python bench.py step configs/kron.py configs/kron.py,code_form=table
-    python bench.py step configs/tiny.py configs/kron.py configs/wide.py --minutes=8   # the steps
+    python bench.py step configs/tiny.py configs/kron.py configs/wide.py --minutes=8  # how many fit
 
 A config file that sets `code` is an arm, with keys of its own after commas; other files and
 --key=value are train.py's and hold for all arms. `codes` times forward and backward of each input

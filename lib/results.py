@@ -53,7 +53,7 @@ def order(run):
     if "by" in run:
         return 0, run["by"], seed
     place = [*ARMS, arm.split(",")[0]].index(arm.split(",")[0])
-    return place, re.sub(r"\d+", lambda number: number[0].zfill(9), arm), seed  # 6 before 12
+    return place, re.sub(r"\d+", lambda number: number[0].zfill(9), arm), seed  # rank=6, rank=12
 
 
 def read_run(folder):
